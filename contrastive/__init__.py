@@ -1,3 +1,36 @@
-"""Contrastive (InfoNCE) learning as metric learning."""
+r"""Contrastive (InfoNCE) learning as metric learning.
 
+Losses are multi-class K-pair objectives that equal InfoNCE exactly, up to log K; miners plug in as log-weights;
+retrieval is evaluated exactly.
+
+>>> import torch
+>>> from contrastive import Cosine, KPairLoss
+>>> criterion = KPairLoss(Cosine(temperature=0.1))
+>>> float(criterion(torch.eye(8), torch.eye(8))) < 0.01
+True
+"""
+
+from contrastive.bounds import Bound, infonce_bound, nwj_bound
+from contrastive.criterion import KPairLoss
+from contrastive.critics import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable
 from contrastive.objectives import decoupled_loss, kpair_loss, pairwise_loss, supcon_loss
+
+__all__ = [
+    "Bilinear",
+    "Bound",
+    "Concat",
+    "Cosine",
+    "InnerProduct",
+    "KPairLoss",
+    "NegativeSquaredDistance",
+    "Separable",
+    "decoupled_loss",
+    "infonce_bound",
+    "kpair_loss",
+    "nwj_bound",
+    "pairwise_loss",
+    "supcon_loss",
+]
+
+# Another project also installs a module `contrastive`: miners and the launcher look for this very line.
+__distribution__ = "kpair"

@@ -282,4 +282,4 @@ def _refuse_undefined(function: str, loss: Tensor, scores: Tensor, targets: Tens
             f"{function}: the target of row {row} (column {int(targets[row])}) is absent (-inf) "
             "while other candidates are present"
         )
-    raise ValueError(f"{function}: the loss of row {row} is {float(loss[row])}: its log_weights hold a NaN or +inf")
+    raise ValueError(f"{function}: the loss of row {row} is {float(loss[row].detach())}: its log_weights hold a NaN or +inf")

@@ -18,7 +18,7 @@ A *miner* is any callable ``(scores, targets, *, anchors=None) -> log_weights``.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,7 @@ class MiningFacts:
     monotone: bool = False
 
 
+@runtime_checkable
 class WeighsNegatives(Protocol):
     """A miner, for type checkers only: any callable of this form will do, nothing is subclassed."""
 

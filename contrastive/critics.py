@@ -1,0 +1,291 @@
+r"""Critics: modules that score every anchor against every candidate, ``(x [N, d], y [M, d']) -> [N, M]``.
+
+In order of capacity: parameter-less (`InnerProduct`, `Cosine`, `NegativeSquaredDistance`), `Bilinear`,
+`Separable` (a product of two towers), `Concat` (a network of the pair; it does not factorise).
+Tschannen et al. (2020) find the bound tighter and the representation worse as the capacity grows.
+
+Scores come out in at least float32, also under autocast: a log-sum of bfloat16 logits keeps two digits.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from contrastive.scores import as_float32
+
+__all__ = [
+    "Bilinear",
+    "Concat",
+    "Cosine",
+    "InnerProduct",
+    "NegativeSquaredDistance",
+    "Separable",
+    "normalize",
+]
+
+# Below it float32 logits of a cosine exceed 1e6 and no training can follow.
+_SMALLEST_TEMPERATURE = 1e-6
+
+
+class InnerProduct(nn.Module):
+    r"""Creates the parameter-less inner-product critic, :math:`s_{ij} = x_i^\top y_j / \tau`.
+
+    With a shared encoder this is the critic of Sohn's (2016) multi-class N-pair loss.
+
+    Arguments:
+        temperature: :math:`\tau > 0`.
+
+    Raises:
+        ValueError: for a temperature that is not a finite number of at least 1e-6.
+
+    Example:
+        >>> InnerProduct()(torch.eye(2), torch.eye(2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = _checked_temperature("InnerProduct", temperature)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_pair("InnerProduct", x, y)
+        return _product(x, y) / self.temperature
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"temperature={self.temperature}"
+
+
+class Cosine(nn.Module):
+    r"""Creates the cosine critic, :math:`s_{ij} = \cos(x_i, y_j) / \tau`.
+
+    A zero vector has no direction: its scores are 0 and so is its gradient.
+
+    Arguments:
+        temperature: :math:`\tau > 0`; scores lie in :math:`[-1/\tau, 1/\tau]`.
+        learnable: whether :math:`\log \tau` is a parameter, as in CLIP (Radford et al., 2021).
+
+    Raises:
+        ValueError: for a temperature that is not a finite number of at least 1e-6.
+
+    Example:
+        >>> Cosine(temperature=0.5)(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        tensor([[2., 0.]])
+
+    References:
+        | A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)
+        | https://arxiv.org/abs/2002.05709
+    """
+
+    def __init__(self, temperature: float = 0.1, *, learnable: bool = False) -> None:
+        super().__init__()
+        log_temperature = torch.tensor(math.log(_checked_temperature("Cosine", temperature)))
+        self.log_temperature: Tensor
+        if learnable:
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self._temperature = float(temperature)
+        self.learnable = learnable
+
+    @property
+    def temperature(self) -> Tensor | float:
+        r"""The current :math:`\tau`."""
+        return self.log_temperature.exp() if self.learnable else self._temperature
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_pair("Cosine", x, y)
+        return _product(normalize(x), normalize(y)) / self.temperature
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"temperature={float(torch.as_tensor(self.temperature).detach()):.4g}, learnable={self.learnable}"
+
+
+class NegativeSquaredDistance(nn.Module):
+    r"""Creates the critic :math:`s_{ij} = -\lVert x_i - y_j \rVert^2 / \tau`, the score of triplet losses.
+
+    Arguments:
+        temperature: :math:`\tau > 0`.
+
+    Raises:
+        ValueError: for a temperature that is not a finite number of at least 1e-6.
+
+    Example:
+        >>> NegativeSquaredDistance()(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[-25.]])
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = _checked_temperature("NegativeSquaredDistance", temperature)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_pair("NegativeSquaredDistance", x, y)
+        x, y = as_float32(x), as_float32(y)
+        distance = x.square().sum(1)[:, None] - 2 * _product(x, y) + y.square().sum(1)
+        return -distance.clamp_min(0.0) / self.temperature
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"temperature={self.temperature}"
+
+
+class Bilinear(nn.Module):
+    r"""Creates the bilinear critic, :math:`s_{ij} = x_i^\top W y_j`.
+
+    Arguments:
+        dim_x: width d of the anchors.
+        dim_y: width d' of the candidates; None means `dim_x`.
+
+    Example:
+        >>> Bilinear(4, 3)(torch.zeros(2, 4), torch.zeros(5, 3)).shape
+        torch.Size([2, 5])
+
+    References:
+        | Representation Learning with Contrastive Predictive Coding (van den Oord et al., 2018)
+        | https://arxiv.org/abs/1807.03748
+    """
+
+    def __init__(self, dim_x: int, dim_y: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim_x, dim_y or dim_x))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_widths("Bilinear", x, y, *self.weight.shape)
+        return _product(_product(x, self.weight.T), y)
+
+
+class Separable(nn.Module):
+    r"""Creates the separable critic, :math:`s_{ij} = \phi(x_i)^\top \psi(y_j)` with two MLPs.
+
+    Arguments:
+        dim_x: width d of the anchors.
+        dim_y: width d' of the candidates; None means `dim_x`.
+        hidden: units of a hidden layer.
+        out: width of :math:`\phi` and :math:`\psi`.
+        layers: number of hidden layers (ReLU).
+
+    Example:
+        >>> Separable(4, 3, hidden=8, out=2)(torch.zeros(2, 4), torch.zeros(5, 3)).shape
+        torch.Size([2, 5])
+
+    References:
+        | On Variational Bounds of Mutual Information (Poole et al., 2019)
+        | https://arxiv.org/abs/1905.06922
+    """
+
+    def __init__(
+        self, dim_x: int, dim_y: int | None = None, *, hidden: int = 100, out: int = 100, layers: int = 1
+    ) -> None:
+        super().__init__()
+        self.tower_x = _tower(dim_x, hidden, out, layers)
+        self.tower_y = _tower(dim_y or dim_x, hidden, out, layers)
+        self.dims = (dim_x, dim_y or dim_x)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_widths("Separable", x, y, *self.dims)
+        return _product(self.tower_x(x), self.tower_y(y))
+
+
+class Concat(nn.Module):
+    r"""Creates the concatenated critic, :math:`s_{ij} = \mathrm{MLP}([x_i; y_j])`.
+
+    The first layer is split, :math:`W[x; y] = W_x x + W_y y`: the N·M concatenated inputs never exist.
+    Memory is still N·M·`hidden` floats a layer.
+
+    Arguments:
+        dim_x: width d of the anchors.
+        dim_y: width d' of the candidates; None means `dim_x`.
+        hidden: units of a hidden layer.
+        layers: number of hidden layers (ReLU), at least 1.
+
+    Raises:
+        ValueError: for fewer than one hidden layer.
+
+    Example:
+        >>> Concat(4, 3, hidden=8)(torch.zeros(2, 4), torch.zeros(5, 3)).shape
+        torch.Size([2, 5])
+
+    References:
+        | On Variational Bounds of Mutual Information (Poole et al., 2019)
+        | https://arxiv.org/abs/1905.06922
+    """
+
+    def __init__(self, dim_x: int, dim_y: int | None = None, *, hidden: int = 200, layers: int = 1) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"Concat: layers is {layers}, expected at least 1")
+        self.first_x = nn.Linear(dim_x, hidden)
+        self.first_y = nn.Linear(dim_y or dim_x, hidden, bias=False)
+        self.rest = nn.Sequential(nn.ReLU(), *_hidden_layers(hidden, layers - 1), nn.Linear(hidden, 1))
+        self.dims = (dim_x, dim_y or dim_x)
+
+    def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
+        """Scores every row of `x` against every row of `y`."""
+        _check_widths("Concat", x, y, *self.dims)
+        pairs: Tensor = self.rest(self.first_x(x)[:, None] + self.first_y(y)[None])
+        return as_float32(pairs.squeeze(2))
+
+
+def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    r"""Scales rows to unit length in at least float32; a zero row stays zero, with gradient zero.
+
+    `torch.nn.functional.normalize` gives NaN for a zero row in half precision and a gradient of 1e12 in single.
+
+    >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    x = as_float32(x)
+    # The largest entry first: squares of 1e-25 or 1e25 leave float32.
+    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
+    nonzero = largest > 0
+    scaled = x / largest.masked_fill(~nonzero, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(~nonzero, 1.0)
+    return torch.where(nonzero, scaled / length, 0.0)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """`x @ y.T` in at least float32, whatever autocast says."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        return as_float32(x) @ as_float32(y).T
+
+
+def _tower(dim: int, hidden: int, out: int, layers: int) -> nn.Sequential:
+    if layers == 0:
+        return nn.Sequential(nn.Linear(dim, out))
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), *_hidden_layers(hidden, layers - 1), nn.Linear(hidden, out))
+
+
+def _hidden_layers(hidden: int, count: int) -> list[nn.Module]:
+    return [module for _ in range(count) for module in (nn.Linear(hidden, hidden), nn.ReLU())]
+
+
+def _checked_temperature(critic: str, temperature: float) -> float:
+    if not (math.isfinite(temperature) and temperature >= _SMALLEST_TEMPERATURE):
+        raise ValueError(
+            f"{critic}: temperature is {temperature}, expected a finite number of at least {_SMALLEST_TEMPERATURE}"
+        )
+    return float(temperature)
+
+
+def _check_widths(critic: str, x: Tensor, y: Tensor, dim_x: int, dim_y: int) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != dim_x or y.shape[1] != dim_y:
+        raise ValueError(
+            f"{critic}: got anchors of shape {tuple(x.shape)} and candidates of shape {tuple(y.shape)}, "
+            f"expected [N, {dim_x}] and [M, {dim_y}]"
+        )
+
+
+def _check_pair(critic: str, x: Tensor, y: Tensor) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"{critic}: got anchors of shape {tuple(x.shape)} and candidates of shape {tuple(y.shape)}, "
+            "expected [N, d] and [M, d]"
+        )

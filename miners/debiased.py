@@ -1,0 +1,135 @@
+r"""Soft weights: hardness by exponential tilting, and the correction for false negatives."""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from contrastive.scores import MiningFacts, negatives, target_scores
+from miners.miner import Miner
+
+__all__ = ["debiased", "hcl"]
+
+
+def hcl(beta: float = 1.0, tau_plus: float = 0.0, *, min_score: float | None = None) -> Miner:
+    r"""Weighs negatives by the exponential of their score (hard-negative contrastive learning).
+
+    .. math::
+        w_{ij} = N \frac{e^{\beta s_{ij}}}{\sum_{l \ne t(i)} e^{\beta s_{il}}}
+
+    With a class prior :math:`\tau^+ > 0` each row's weights are then multiplied by one constant, so that its weighted
+    sum :math:`A_i = \sum_j w_{ij} e^{s_{ij}}` becomes the debiased one,
+
+    .. math::
+        \max\Bigl(\frac{A_i - \tau^+ N e^{s_{i,t(i)}}}{1 - \tau^+},\; N e^{s_{\min}}\Bigr).
+
+    All in log space. Gradients flow through the weights, as in the official code; `detached` stops them, which leaves
+    the loss alone and changes its gradient. With :math:`\tau^+ = 0` the miner is monotone with mass N and
+    ``log K - L`` still bounds mutual information; with :math:`\tau^+ > 0` nothing does.
+
+    Arguments:
+        beta: concentration, at least 0; 0 is uniform. It acts on scores, temperature applied.
+        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
+        min_score: the smallest score there can be, :math:`-1/\tau` for a cosine; None takes each row's
+            smallest present score.
+
+    Raises:
+        ValueError: for a negative `beta` or a `tau_plus` outside [0, 1).
+
+    Example:
+        >>> hcl(1.0)(torch.tensor([[5.0, 1.0, 0.0]]), torch.tensor([0])).exp()
+        tensor([[1.0000, 1.4621, 0.5379]])
+
+    References:
+        | Contrastive Learning with Hard Negative Samples (Robinson et al., 2021)
+        | https://arxiv.org/abs/2010.04592
+        | Debiased Contrastive Learning (Chuang et al., 2020)
+        | https://arxiv.org/abs/2007.00224
+    """
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"hcl: beta is {beta}, expected a finite number of at least 0")
+    if not 0 <= tau_plus < 1:
+        raise ValueError(f"hcl: tau_plus is {tau_plus}, expected a number in [0, 1)")
+    name = f"hcl(beta={beta}, tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
+    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
+    return Miner(partial(_hcl, beta=beta, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
+
+
+def debiased(tau_plus: float, *, min_score: float | None = None) -> Miner:
+    r"""Corrects every row for the share of its negatives that are of the anchor's class.
+
+    It is ``hcl(0, tau_plus)``: uniform weights, times one constant a row. It never bounds mutual information.
+
+    Arguments:
+        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
+        min_score: as in `hcl`.
+
+    Raises:
+        ValueError: for a `tau_plus` outside [0, 1).
+
+    Example:
+        >>> debiased(0.1)(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([0])).exp()
+        tensor([[1., 1., 1.]])
+
+    References:
+        | Debiased Contrastive Learning (Chuang et al., 2020)
+        | https://arxiv.org/abs/2007.00224
+    """
+    if not 0 <= tau_plus < 1:
+        raise ValueError(f"debiased: tau_plus is {tau_plus}, expected a number in [0, 1)")
+    name = f"debiased(tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
+    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
+    return Miner(partial(_hcl, beta=0.0, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
+
+
+def _hcl(
+    scores: Tensor,
+    targets: Tensor,
+    anchors: Tensor | None,
+    *,
+    beta: float,
+    tau_plus: float,
+    min_score: float | None,
+) -> Tensor:
+    kept = negatives(scores, targets)
+    some = kept.any(1, keepdim=True)
+    # Rows without negatives and columns that are absent take no part; what stands there must only be finite.
+    tilted = (beta * scores.masked_fill(~kept, 0.0)).masked_fill(~kept, -torch.inf)
+    log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
+    log_total = torch.logsumexp(tilted.masked_fill(~some, 0.0), 1, keepdim=True)
+    log_weights = tilted.masked_fill(~kept, 0.0) - log_total + log_count
+    if tau_plus > 0:
+        log_weights = log_weights + _debiasing(scores, targets, kept, log_weights, log_count, tau_plus, min_score)
+    return torch.where(kept, log_weights, 0.0)
+
+
+def _debiasing(
+    scores: Tensor,
+    targets: Tensor,
+    kept: Tensor,
+    log_weights: Tensor,
+    log_count: Tensor,
+    tau_plus: float,
+    min_score: float | None,
+) -> Tensor:
+    """Log of (debiased sum / weighted sum) of each row: one constant a row."""
+    some = kept.any(1, keepdim=True)
+    weighted = torch.where(kept, scores, 0.0) + log_weights
+    log_sum = torch.logsumexp(weighted.masked_fill(~kept, -torch.inf).masked_fill(~some, 0.0), 1, keepdim=True)
+    positive = target_scores(scores, targets)
+    positive = torch.where(positive > -torch.inf, positive, 0.0)  # a padding row has no positive either
+    log_positives = math.log(tau_plus) + log_count + positive
+    # log(A - B) = log A + log(1 - e^(log B - log A)), where A > B; elsewhere the clamp decides, and the
+    # argument is replaced before the logarithm so that no NaN gradient is formed.
+    ratio = log_positives - log_sum
+    larger = ratio < 0
+    log_difference = log_sum + torch.log(-torch.expm1(ratio.masked_fill(~larger, -1.0)))
+    if min_score is None:
+        smallest = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
+        smallest = torch.where(some, smallest, 0.0)
+    else:
+        smallest = torch.full_like(log_sum, min_score)
+    floor = log_count + smallest
+    log_debiased = torch.where(larger, log_difference - math.log1p(-tau_plus), -torch.inf)
+    return torch.maximum(log_debiased, floor) - log_sum

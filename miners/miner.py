@@ -1,0 +1,66 @@
+"""What every miner of this package is: a rule that weighs, its options, and what it guarantees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrastive.scores import MiningFacts, check_rows
+
+__all__ = ["Miner"]
+
+
+@dataclass(frozen=True, repr=False)
+class Miner:
+    """A miner: ``(scores, targets, *, anchors=None) -> log_weights``.
+
+    Any callable of that form mines; this class adds a check of the shapes, a readable name, pickling, and the
+    facts that `contrastive.infonce_bound` reads. Write a new miner as a function that returns one:
+
+    >>> from functools import partial
+    >>> def negative_scores(scores, targets, anchors, *, power):
+    ...     return (-power * scores).scatter(1, targets[:, None], 0.0)
+    >>> easy = Miner(partial(negative_scores, power=2.0), name="easy(power=2.0)")
+    >>> easy(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
+    tensor([[ 0., -6.]])
+
+    Arguments:
+        rule: a module-level function ``(scores, targets, anchors) -> log_weights``, its options bound by
+            `functools.partial`; sees scores in at least float32.
+        name: how it prints.
+        facts: what it guarantees; the default guarantees nothing.
+    """
+
+    rule: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    name: str
+    facts: MiningFacts = MiningFacts()
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "anchors candidates"],
+        targets: Int[Tensor, " anchors"],
+        *,
+        anchors: Int[Tensor, " anchors"] | None = None,
+    ) -> Float[Tensor, "anchors candidates"]:
+        r"""Weighs the candidates of every row.
+
+        Arguments:
+            scores: :math:`s_{ij}`; an absent candidate is :math:`-\infty` and its weight does not matter.
+            targets: column of each anchor's positive.
+            anchors: row numbers of the anchors, for miners that carry facts about them.
+
+        Returns:
+            :math:`\log w_{ij}` in at least float32: 0 at the target, :math:`-\infty` for a dropped negative.
+
+        Raises:
+            ValueError: for shapes and dtypes that do not fit.
+        """
+        scores, targets, _ = check_rows(self.name, scores, targets)
+        if scores.numel() == 0:
+            return torch.zeros_like(scores)
+        return self.rule(scores, targets, anchors)
+
+    def __repr__(self) -> str:
+        return self.name
