@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrastive.scores import check_rows, eager_on_cpu, negatives, target_scores
+from contrastive.scores import check_rows, check_values, eager_on_cpu, negatives, target_scores
 
 __all__ = ["decoupled_loss", "kpair_loss", "pairwise_loss", "supcon_loss"]
 
@@ -69,12 +69,12 @@ def kpair_loss(
     scores, targets, log_weights = check_rows("kpair_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, present = _without_padding(scores, targets)
+    scores, log_weights, present = _without_padding(scores, targets, log_weights)
     if log_weights is None:
         loss = F.cross_entropy(scores, targets, reduction="none")
     else:
-        # Differences first: with scores of 1e4 the order lse(s) - s_t would lose the digits.
-        loss = torch.logsumexp(log_weights + (scores - target_scores(scores, targets)), 1)
+        shifted = scores - _largest(log_weights + scores)
+        loss = torch.logsumexp(log_weights + shifted, 1) - target_scores(shifted, targets).squeeze(1)
     _refuse_undefined("kpair_loss", loss, scores, targets)
     return loss if present is None else loss.masked_fill(~present, 0.0)
 
@@ -116,12 +116,14 @@ def decoupled_loss(
     scores, targets, log_weights = check_rows("decoupled_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, _ = _without_padding(scores, targets)
-    weighted = scores if log_weights is None else scores + log_weights
-    difference = (weighted - target_scores(scores, targets)).scatter(1, targets[:, None], -torch.inf)
-    loss = _logsumexp_or(difference, 0.0)
+    scores, log_weights, present = _without_padding(scores, targets, log_weights)
+    weights = 0.0 if log_weights is None else log_weights
+    shifted = scores - _largest((weights + scores).scatter(1, targets[:, None], -torch.inf))
+    log_sum = _logsumexp_or((weights + shifted).scatter(1, targets[:, None], -torch.inf), -torch.inf)
+    # A row without negatives: the formula reads -inf.
+    loss = torch.where(log_sum == -torch.inf, 0.0, log_sum - target_scores(shifted, targets).squeeze(1))
     _refuse_undefined("decoupled_loss", loss, scores, targets)
-    return loss
+    return loss if present is None else loss.masked_fill(~present, 0.0)
 
 
 def pairwise_loss(
@@ -164,18 +166,21 @@ def pairwise_loss(
     scores, targets, log_weights = check_rows("pairwise_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, _ = _without_padding(scores, targets)
+    scores, log_weights, present = _without_padding(scores, targets, log_weights)
     kept = negatives(scores, targets)
+    difference = (scores - target_scores(scores, targets)).masked_fill(~kept, 0.0)
+    # The link may be bounded, or the weight 0: the differences tell of a broken score where the loss does not.
+    _refuse_undefined("pairwise_loss", difference.detach().abs().amax(1), scores, targets)
     if log_weights is None:
         log_weights = torch.zeros_like(scores)
-    kept = kept & (log_weights > -torch.inf)
+    kept = kept & (log_weights != -torch.inf)
     log_share = log_weights.masked_fill(~kept, -torch.inf)
     log_share = log_share - _logsumexp_or(log_share, 0.0)[:, None]
     # A dropped pair gets a difference of 0 before the link: 0 * link(-inf) may be NaN.
-    difference = (scores - target_scores(scores, targets)).masked_fill(~kept, 0.0)
+    difference = difference.masked_fill(~kept, 0.0)
     loss = torch.where(kept, log_share.masked_fill(~kept, 0.0).exp() * link(difference), 0.0).sum(1)
-    _refuse_undefined("pairwise_loss", loss, scores, targets)
-    return loss
+    _refuse_undefined("pairwise_loss", loss, scores, targets, suspect="its link or its log_weights hold")
+    return loss if present is None else loss.masked_fill(~present, 0.0)
 
 
 def supcon_loss(
@@ -225,11 +230,28 @@ def supcon_loss(
         positive = targets.to(scores.device)
         first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         scores, _, log_weights = check_rows("supcon_loss", scores, first, log_weights)
-    if eager_on_cpu(scores) and bool((positive & (scores == -torch.inf)).any()):
-        row = int((positive & (scores == -torch.inf)).any(1).nonzero()[0])
-        raise ValueError(f"supcon_loss: a positive of row {row} is absent (-inf)")
-    negative = ~positive & (scores > -torch.inf)
-    weighted = scores if log_weights is None else torch.where(positive, scores, scores + log_weights)
+    if scores.numel() == 0:
+        return scores.sum(1)
+    candidate = scores != -torch.inf
+    positive = positive & candidate.any(1, keepdim=True)  # a row without any candidate is padding
+    if eager_on_cpu(scores):
+        undefined = (candidate & ~torch.isfinite(scores)).any(1)
+        if bool(undefined.any()):
+            raise ValueError(
+                f"supcon_loss: row {int(undefined.nonzero()[0])} holds a NaN or +inf score, "
+                "expected finite scores (-inf for an absent candidate)"
+            )
+        orphaned = (positive & ~candidate).any(1)
+        if bool(orphaned.any()):
+            raise ValueError(
+                f"supcon_loss: a positive of row {int(orphaned.nonzero()[0])} is absent (-inf) "
+                "while other candidates are present"
+            )
+    negative = ~positive & candidate
+    summed = candidate if keep_positives else negative
+    weights = torch.zeros_like(scores) if log_weights is None else log_weights.masked_fill(positive, 0.0)
+    scores = scores - _largest((scores + weights).masked_fill(~summed, -torch.inf))
+    weighted = scores + weights
     count = positive.sum(1)
     if keep_positives:
         log_partition = _logsumexp_or(weighted.masked_fill(~(negative | positive), -torch.inf), 0.0)[:, None]
@@ -242,16 +264,20 @@ def supcon_loss(
     loss = total / count.clamp_min(1)
     if eager_on_cpu(loss) and not bool(torch.isfinite(loss).all()):
         row = int((~torch.isfinite(loss)).nonzero()[0])
-        raise ValueError(f"supcon_loss: row {row} holds a NaN or +inf score, expected finite scores or -inf for absent")
+        raise ValueError(f"supcon_loss: the loss of row {row} is not finite: its log_weights hold a NaN or +inf")
     return loss
 
 
-def _without_padding(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+def _without_padding(
+    scores: Tensor, targets: Tensor, log_weights: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Rows without any candidate become zeros, cut off from the graph; returns the mask of the others, None for all."""
     padding = (scores == -torch.inf).all(1) if not eager_on_cpu(scores) else _absent_target_rows(scores, targets)
     if eager_on_cpu(scores) and not bool(padding.any()):
-        return scores, None
-    return torch.where(padding[:, None], torch.zeros_like(scores), scores), ~padding
+        return scores, log_weights, None
+    if log_weights is not None:
+        log_weights = log_weights.masked_fill(padding[:, None], 0.0)
+    return scores.masked_fill(padding[:, None], 0.0), log_weights, ~padding
 
 
 def _absent_target_rows(scores: Tensor, targets: Tensor) -> Tensor:
@@ -262,24 +288,35 @@ def _absent_target_rows(scores: Tensor, targets: Tensor) -> Tensor:
     return absent
 
 
+def _largest(weighted: Tensor) -> Tensor:
+    """The largest entry of each row, cut off from the graph; 0 for a row that is -inf throughout.
+
+    Scores are subtracted from it before anything is added up: with scores of 1e4 a log-sum would lose the digits.
+    """
+    largest = weighted.detach().amax(1, keepdim=True)
+    return largest.masked_fill(largest == -torch.inf, 0.0)
+
+
 def _logsumexp_or(x: Tensor, empty: float) -> Tensor:
     """Row-wise logsumexp; a row that is -inf throughout gives `empty`, with gradient 0 instead of NaN."""
     nothing = (x == -torch.inf).all(1)
     return torch.logsumexp(x.masked_fill(nothing[:, None], 0.0), 1).masked_fill(nothing, empty)
 
 
-def _refuse_undefined(function: str, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
-    """Names the row whose loss is undefined. The losses tell: the matrix is read again only when one is not finite."""
-    if not eager_on_cpu(loss) or bool(torch.isfinite(loss).all()):
+def _refuse_undefined(
+    function: str, loss: Tensor, scores: Tensor, targets: Tensor, suspect: str = "its log_weights hold"
+) -> None:
+    """Names the row whose loss is undefined.
+
+    The losses and the targets tell: the matrix is read again only when one of them is not finite.
+    """
+    if not eager_on_cpu(loss):
         return
-    row = int((~torch.isfinite(loss)).nonzero()[0])
-    if torch.isnan(scores[row]).any() or (scores[row] == torch.inf).any():
-        raise ValueError(
-            f"{function}: row {row} holds a NaN or +inf score, expected finite scores (-inf for an absent candidate)"
-        )
-    if scores[row, targets[row]] == -torch.inf:
-        raise ValueError(
-            f"{function}: the target of row {row} (column {int(targets[row])}) is absent (-inf) "
-            "while other candidates are present"
-        )
-    raise ValueError(f"{function}: the loss of row {row} is {float(loss[row].detach())}: its log_weights hold a NaN or +inf")
+    finite = torch.isfinite(loss) & torch.isfinite(target_scores(scores, targets).squeeze(1))
+    if bool(finite.all()):
+        return
+    check_values(function, scores, targets)
+    row = int((~finite).nonzero()[0])
+    raise ValueError(
+        f"{function}: the loss of row {row} is not finite: {suspect} a NaN or +inf, or drop every candidate"
+    )

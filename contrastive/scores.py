@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["MiningFacts", "WeighsNegatives", "as_float32", "check_rows", "negatives", "target_scores"]
+__all__ = ["MiningFacts", "WeighsNegatives", "as_float32", "check_rows", "check_values", "negatives", "target_scores"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,33 @@ def check_rows(
     return as_float32(scores), targets, log_weights
 
 
+def check_values(function: str, scores: Tensor, targets: Tensor) -> None:
+    r"""The check of values at the public boundary. It reads the whole matrix: a loss asks its own result first.
+
+    Arguments:
+        function: name of the caller, for the message.
+        scores: :math:`s_{ij}`, as `check_rows` returns them.
+        targets: as `check_rows` returns them.
+
+    Raises:
+        ValueError: names `function` and the first row with a NaN or +inf score, or with an absent target beside
+            candidates that are present.
+    """
+    undefined = (torch.isnan(scores) | (scores == torch.inf)).any(1)
+    if bool(undefined.any()):
+        raise ValueError(
+            f"{function}: row {int(undefined.nonzero()[0])} holds a NaN or +inf score, "
+            "expected finite scores (-inf for an absent candidate)"
+        )
+    orphaned = (target_scores(scores, targets).squeeze(1) == -torch.inf) & (scores > -torch.inf).any(1)
+    if bool(orphaned.any()):
+        row = int(orphaned.nonzero()[0])
+        raise ValueError(
+            f"{function}: the target of row {row} (column {int(targets[row])}) is absent (-inf) "
+            "while other candidates are present"
+        )
+
+
 def eager_on_cpu(x: Tensor) -> bool:
     """Whether a check of values is cheap: on an accelerator it would wait, in a compiled graph it would break it."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -127,9 +154,11 @@ def negatives(
 ) -> Bool[Tensor, "anchors candidates"]:
     r"""The negatives that are present: every column but the target whose score is not :math:`-\infty`.
 
+    NaN counts as present, so that a broken score spoils its row instead of passing for an absent candidate.
+
     >>> import torch
     >>> scores = torch.tensor([[1.0, -torch.inf, 0.0]])
     >>> negatives(scores, torch.tensor([0]))
     tensor([[False, False,  True]])
     """
-    return (scores > -torch.inf).scatter(1, targets[:, None], False)
+    return (scores != -torch.inf).scatter(1, targets[:, None], False)

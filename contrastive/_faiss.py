@@ -1,0 +1,91 @@
+"""The one place that imports FAISS, an optional dependency, and the hazards that go with it.
+
+torch comes first: both bring an OpenMP runtime, and the one that is mapped first should be torch's.
+FAISS is detected by importing it and trying it, never by the name of a distribution: `faiss-cpu`,
+`faiss-gpu` and conda's `faiss` install the same module.
+"""
+
+import sys
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch  # noqa: F401  before faiss, see above
+from jaxtyping import Float32, Int64
+
+__all__ = ["available", "gpu_count", "knn", "safe_by_default"]
+
+GPU_MAX_K = 2048
+
+
+@cache
+def _module() -> Any | None:
+    """The module if it imports, has what is needed, and finds the nearer of two points; else None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SWIG's own deprecations, not the caller's business
+            import faiss
+        if not all(hasattr(faiss, name) for name in ("knn", "METRIC_INNER_PRODUCT", "METRIC_L2")):
+            return None
+        points = np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
+        _, ids = faiss.knn(points, points, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    except Exception:  # a broken build raises anything: ImportError, RuntimeError, OSError, AttributeError
+        return None
+    return faiss if ids.tolist() == [[0], [1]] else None
+
+
+def available() -> bool:
+    """Whether FAISS can be imported and answers a search correctly."""
+    return _module() is not None
+
+
+def safe_by_default() -> bool:
+    """Whether ``backend="auto"`` may choose FAISS: on macOS torch and FAISS each bring a libomp, which may crash."""
+    return sys.platform != "darwin" and available()
+
+
+def gpu_count() -> int:
+    """The number of GPUs FAISS can use: 0 for a CPU build, without a driver, or without FAISS."""
+    faiss = _module()
+    if faiss is None or not hasattr(faiss, "get_num_gpus") or not hasattr(faiss, "StandardGpuResources"):
+        return 0
+    return int(faiss.get_num_gpus())
+
+
+@cache
+def _gpu_resources() -> Any:
+    """Scratch memory on the GPU, 1.5 GB by default: allocated once."""
+    faiss = _module()
+    assert faiss is not None
+    return faiss.StandardGpuResources()
+
+
+def knn(
+    queries: Float32[np.ndarray, "queries dim"],
+    gallery: Float32[np.ndarray, "gallery dim"],
+    k: int,
+    *,
+    inner_product: bool,
+) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    """Searches exactly, on a GPU where there is one.
+
+    Arguments:
+        queries: finite rows.
+        gallery: finite rows, at least `k` of them.
+        k: neighbours per query.
+        inner_product: by largest inner product; otherwise by smallest squared distance.
+
+    Returns:
+        Scores (inner products, or negative squared distances) and rows of the gallery, best first.
+    """
+    faiss = _module()
+    if faiss is None:
+        raise RuntimeError("knn: FAISS is not available")
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    # Without a GPU, `knn_gpu` does not raise: it aborts the process.
+    if gpu_count() > 0 and k <= GPU_MAX_K:
+        values, ids = faiss.knn_gpu(_gpu_resources(), queries, gallery, k, metric=metric)
+    else:
+        values, ids = faiss.knn(queries, gallery, k, metric=metric)
+    return (values if inner_product else -values), ids

@@ -1,0 +1,879 @@
+"""Image data sets, one function each, decoded once into memory as uint8 tensors.
+
+Training never waits for a decoder: a data set is an `ImageData` of two `ImageSplit`, whole in memory. Splits and
+orders are fixed; no seed of a training run changes them.
+
+>>> data = digits()
+>>> data.train.images.shape, len(data.test)
+(torch.Size([1437, 1, 8, 8]), 360)
+"""
+
+import itertools
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int, Int64, UInt8
+from torch import Tensor
+
+from contrastive.errors import InputError
+
+if TYPE_CHECKING:  # decoders and data sets are imported where they are used: importing this module stays cheap
+    from zipfile import ZipInfo
+
+    from PIL import Image
+
+__all__ = [
+    "ImageData",
+    "ImageSplit",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "limit",
+    "mnist",
+    "omniglot",
+]
+
+
+# eq=False: comparing tensors field by field has no truth value.
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """Images of one size with their labels: the training or the test half of a data set.
+
+    Arguments:
+        images: pixels from 0 to 255; 1 channel for greyscale, else 3 (red, green, blue).
+        labels: index into `ImageData.classes`; None where nothing is labelled.
+        names: file name of each image, relative to the folder it was read from; None where there are no files.
+    """
+
+    images: UInt8[Tensor, "n channels height width"]
+    labels: Int64[Tensor, " n"] | None
+    names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: Int[Tensor, " rows"] | Bool[Tensor, " n"]) -> "ImageSplit":
+        """The images of some rows, in the order given.
+
+        Arguments:
+            rows: row numbers, or a mask over all rows.
+
+        Returns:
+            A split of those rows, with their labels and names.
+        """
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)
+        return ImageSplit(
+            self.images[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.names is None else tuple(self.names[row] for row in rows.tolist()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set in memory.
+
+    Arguments:
+        name: ``"digits"``, ``"mnist"``, ``"folder:pets"``.
+        train: what encoders and probes are fitted on.
+        test: what they are judged on.
+        classes: class names, by label; empty when unlabelled.
+        class_disjoint: whether no test class occurs in `train`, so that a probe must be fitted on half of the test
+            images.
+        skipped: unreadable images that were left out, as ``"name: reason"``.
+        mirrored: whether an image means the same after a left-right flip.
+    """
+
+    name: str
+    train: ImageSplit
+    test: ImageSplit
+    classes: tuple[str, ...]
+    class_disjoint: bool = False
+    skipped: tuple[str, ...] = ()
+    mirrored: bool = True
+
+
+def limit(data: ImageData, n: int | None) -> ImageData:
+    """Keeps n training images: the first of a fixed random order, the same for every training seed.
+
+    Arguments:
+        data: any data set.
+        n: how many training images to keep, at least 2; None, or as many as there are, keeps all.
+
+    Returns:
+        The data set with fewer training images; the test images stay as they are. A smaller n keeps a subset of what
+        a larger one keeps.
+
+    Raises:
+        InputError: for n below 2.
+
+    Example:
+        >>> len(limit(digits(), 100).train)
+        100
+    """
+    if n is None:
+        return data
+    if n < 2:
+        raise InputError(f"{data.name}: cannot limit the training set to {n} images, contrasting takes at least 2")
+    if n >= len(data.train):
+        return data
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(7))
+    return replace(data, train=data.train.subset(order[:n]))
+
+
+def digits() -> ImageData:
+    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn: no file, no download.
+
+    Returns:
+        1,437 training and 360 test images (fixed stratified split), their 17 grey levels spread over 0 to 255.
+
+    References:
+        | Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998)
+        | https://archive.ics.uci.edu/dataset/80
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    train, test = train_test_split(range(len(labels)), test_size=360, stratify=bunch.target, random_state=0)
+    every = ImageSplit(images, labels)
+    return ImageData(
+        "digits",
+        every.subset(torch.tensor(train)),
+        every.subset(torch.tensor(test)),
+        tuple("0123456789"),
+        mirrored=False,
+    )
+
+
+def mnist(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
+    """MNIST: 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
+
+    Arguments:
+        root: the folder that holds ``MNIST/raw``, as torchvision lays it out.
+        download: whether to fetch what is missing.
+
+    Returns:
+        The data set, with 1 channel.
+
+    Raises:
+        InputError: for a missing, damaged or unreadable file, or a failed download.
+
+    References:
+        | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998)
+        | https://doi.org/10.1109/5.726791
+    """
+    from torchvision.datasets import MNIST
+
+    return _mnist_like("mnist", MNIST, root, download, classes=tuple("0123456789"), mirrored=False)
+
+
+def fashion_mnist(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
+    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing of 28 x 28 pixels.
+
+    Arguments:
+        root: the folder that holds ``FashionMNIST/raw``, as torchvision lays it out.
+        download: whether to fetch what is missing.
+
+    Returns:
+        The data set, with 1 channel.
+
+    Raises:
+        InputError: for a missing, damaged or unreadable file, or a failed download.
+
+    References:
+        | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (Xiao et al., 2017)
+        | https://arxiv.org/abs/1708.07747
+    """
+    from torchvision.datasets import FashionMNIST
+
+    return _mnist_like(
+        "fashion-mnist", FashionMNIST, root, download, classes=tuple(FashionMNIST.classes), mirrored=True
+    )
+
+
+def cifar10(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
+    """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels.
+
+    Arguments:
+        root: the folder that holds ``cifar-10-batches-py``, as torchvision lays it out, or else ``cifar10-jpeg.zip``
+            (members ``cifar10/{train,test}/CLASS/NNNN.jpg``; re-encoded, so pixels differ slightly). The batches are
+            pickles: they are loaded only if their checksums are the published ones.
+        download: whether to fetch the batches where there is neither.
+
+    Returns:
+        The data set, with 3 channels.
+
+    Raises:
+        InputError: for a missing, damaged or unreadable file, or a failed download.
+
+    References:
+        | Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009)
+        | https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+    from torchvision.datasets import CIFAR10
+
+    name, wanted = "cifar10", "cifar-10-batches-py or cifar10-jpeg.zip"
+    base = _data_root(name, root, wanted)
+    batches, archive = base / CIFAR10.base_folder, base / "cifar10-jpeg.zip"
+    checksums = dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
+    absent = [file for file in checksums if not _is_file(batches / file)]
+    if absent and _is_file(archive):
+        return _cifar10_zip(name, archive)
+    if absent and download:
+        with _staging(name, base, CIFAR10.base_folder) as staging:
+            CIFAR10(staging, download=True)
+            _move(staging / CIFAR10.base_folder, batches, absent)
+    elif absent:
+        raise _missing(name, wanted if len(absent) == len(checksums) else f"{CIFAR10.base_folder}/{absent[0]}", base)
+    return _cifar10_batches(name, base, batches, checksums)
+
+
+def omniglot(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
+    """Omniglot's two small background sets with whole alphabets held out: retrieval of classes never seen.
+
+    The 242 characters of 8 alphabets, each drawn by 20 people, are turned by 0, 90, 180 and 270 degrees, and every
+    turn of a character is a class of its own. The 50 characters that are in both files are read once.
+
+    Arguments:
+        root: the folder that holds ``omniglot/images_background_small1.zip`` and ``...small2.zip``, or the two
+            files themselves.
+        download: whether to fetch what is missing (from Omniglot's own repository; torchvision's `Omniglot` takes
+            other files).
+
+    Returns:
+        14,000 training images of 700 classes (5 alphabets) and 5,360 test images of 268 other classes (Balinese,
+        Latin, Tagalog): 28 x 28 pixels, 1 channel, white strokes on black.
+
+    Raises:
+        InputError: for a missing, damaged or unreadable file, or a failed download.
+
+    References:
+        | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
+        | https://doi.org/10.1126/science.aab3050
+    """
+    name = "omniglot"
+    base = _data_root(name, root, " and ".join(_OMNIGLOT_MD5))
+
+    def place(file: str) -> Path:
+        return base / file if _is_file(base / file) else base / "omniglot" / file
+
+    absent = [file for file in _OMNIGLOT_MD5 if not _is_file(place(file))]
+    wanted = " and ".join(f"omniglot/{file}" for file in absent)
+    if absent and download:
+        from torchvision.datasets.utils import download_url
+
+        with _staging(name, base, f"{wanted} (from {_OMNIGLOT_URL})") as staging:
+            for file in absent:
+                download_url(_OMNIGLOT_URL + file, staging, md5=_OMNIGLOT_MD5[file])
+            _move(staging, base / "omniglot", absent)
+    elif absent:
+        raise _missing(name, wanted, base, f" (from {_OMNIGLOT_URL})")
+    archives = [place(file) for file in _OMNIGLOT_MD5]
+
+    drawings: dict[tuple[str, ...], Tensor] = {}
+    for archive in archives:
+        paths, images = _decode_zip(name, archive, ".png", depth=3, shape=(1, 105, 105))
+        for path, image in zip(paths, images, strict=True):
+            drawings.setdefault(path, image)  # (alphabet, character, drawing); an alphabet may be in both files
+    held_out = {"Balinese", "Latin", "Tagalog"}
+    train_paths = sorted(path for path in drawings if path[0] not in held_out)
+    test_paths = sorted(path for path in drawings if path[0] in held_out)
+    if not train_paths or {path[0] for path in test_paths} != held_out:
+        raise InputError(
+            f"{name}: {' and '.join(_printable(str(archive)) for archive in archives)} do not hold Omniglot's "
+            f"alphabets; delete them and fetch them again (--download, from {_OMNIGLOT_URL})"
+        )
+
+    classes: list[str] = []
+
+    def split(paths: list[tuple[str, ...]]) -> ImageSplit:
+        first = len(classes)
+        characters = sorted({path[:2] for path in paths})
+        classes.extend(f"{'/'.join(character)}/{turn}" for character in characters for turn in (0, 90, 180, 270))
+        of_drawing = torch.tensor([characters.index(path[:2]) for path in paths])
+        ink = 255 - torch.stack([drawings[path] for path in paths])
+        small = F.interpolate(ink, size=(28, 28), mode="bilinear", antialias=True)
+        turned = torch.stack([torch.rot90(small, quarter, (2, 3)) for quarter in range(4)], 1)
+        labels = first + 4 * of_drawing[:, None] + torch.arange(4)
+        return ImageSplit(turned.flatten(0, 1), labels.flatten())
+
+    train, test = split(train_paths), split(test_paths)
+    return ImageData(name, train, test, tuple(classes), class_disjoint=True, mirrored=False)
+
+
+def folder(path: str | os.PathLike[str], *, size: int = 64, corrupt: str = "skip") -> ImageData:
+    """Images in a folder, in one of three layouts.
+
+    ============================================== =======================================================
+    layout                                         split
+    ============================================== =======================================================
+    ``PATH/train/CLASS/*.jpg`` with ``test``       as given (``val`` where there is no ``test``); both may
+    or ``val`` beside it                           also be flat, then there are no labels
+    ``PATH/CLASS/*.jpg``                           80/20 within each class, fixed; a class of 2 or more has
+                                                   at least one test image
+    ``PATH/*.jpg``                                 80/20, fixed; no labels
+    ============================================== =======================================================
+
+    Class folders are read with everything below them; a lone folder that only wraps other folders is looked through.
+    Hidden files, ``__MACOSX`` and links that lead back up are ignored. Classes are sorted by name, over training and
+    test images together.
+
+    Every image is decoded by content (PNG, JPEG, BMP, WebP, GIF and TIFF, first frame; PPM and PGM), turned as its
+    EXIF orientation says, brought to 8-bit RGB (16 bits are scaled, transparent parts become white), resized to `size`
+    at the shorter side with antialiasing and cropped to the centre. If every image is grey, one channel is kept.
+
+    Arguments:
+        path: the folder.
+        size: height and width of the result, in pixels.
+        corrupt: ``"skip"`` leaves an unreadable image out (truncated, empty, far too large, not an image) and names it
+            in `ImageData.skipped`; ``"refuse"`` raises.
+
+    Returns:
+        The data set; `ImageSplit.names` are paths relative to the folder, bytes that are no UTF-8 escaped.
+
+    Raises:
+        InputError: for a folder that is missing, unreadable or without a readable image, for fewer than 2 training
+            images or no test image, for images beside class folders, for an unreadable image if `corrupt` is
+            ``"refuse"``, and when the images would fill more than half of the machine's memory.
+    """
+    root = _expanded(path)
+    name = "folder:" + _printable(root.name if root.name not in ("", "..") else root.resolve().name)
+    if size < 1:
+        raise InputError(f"{name}: size is {size} pixels, expected at least 1")
+    if corrupt not in ("skip", "refuse"):
+        raise InputError(f"{name}: corrupt is {corrupt!r}, expected 'skip' or 'refuse'")
+    try:
+        given_train, given_test = _find_images(name, root)
+    except OSError as error:
+        place = _printable(str(error.filename or root))
+        raise InputError(f"{name}: {place} cannot be read ({_printable(error.strerror or str(error))})") from error
+    found = given_train + (given_test or [])
+    names = [file.relative_to(root).as_posix() for _, file in found]
+    images, failures = _decode_files(name, [file for _, file in found], size)
+    skipped = tuple(f"{_printable(names[row])}: {reason}" for row, reason in failures.items())
+    if skipped and corrupt == "refuse":
+        raise InputError(
+            f"{name}: {len(skipped)} of {len(found)} images cannot be read, the first is {skipped[0]}; "
+            "mend or remove them, or have them skipped (corrupt: skip)"
+        )
+    if not len(images):
+        raise InputError(f"{name}: none of the {len(found)} images can be read, the first is {skipped[0]}")
+
+    kept = [row for row in range(len(found)) if row not in failures]
+    labelled = found[0][0] is not None
+    of_image = [found[row][0] or "" for row in kept]
+    classes = sorted(set(of_image)) if labelled else []
+    number = {label: index for index, label in enumerate(classes)}
+    labels = torch.tensor([number[label] for label in of_image]) if labelled else None
+    every = ImageSplit(images, labels, tuple(_as_utf8(names[row]) for row in kept))
+    if given_test is None:
+        in_test = _fifth(labels if labels is not None else torch.zeros(len(kept), dtype=torch.int64))
+    else:
+        in_test = torch.tensor(kept) >= len(given_train)
+    train, test = every.subset(~in_test), every.subset(in_test)
+    where = _printable(str(root))
+    if len(train) < 2:
+        raise InputError(f"{name}: {len(train)} readable training image(s) in {where}, expected at least 2")
+    if not len(test):
+        why = "no class has 2 images to share out" if given_test is None else "none of the test images can be read"
+        raise InputError(f"{name}: no test image in {where}: {why}")
+    return ImageData(
+        name,
+        train,
+        test,
+        tuple(map(_as_utf8, classes)),
+        class_disjoint=labelled and set(_classes(train)).isdisjoint(_classes(test)),
+        skipped=skipped,
+    )
+
+
+# --- MNIST and its like -------------------------------------------------------------------------------------------
+
+
+def _mnist_like(
+    name: str,
+    source: Any,
+    root: str | os.PathLike[str] | None,
+    download: bool,
+    *,
+    classes: tuple[str, ...],
+    mirrored: bool,
+) -> ImageData:
+    """MNIST or a data set of the same files (`source`: torchvision's class), checked against each other."""
+    folder = f"{source.__name__}/raw"
+    base = _data_root(name, root, folder)
+    files = [*_idx_files("train"), *_idx_files("t10k")]
+    absent = [file for file in files if not _is_file(base / folder / file)]
+    if absent and download:
+        with _staging(name, base, folder) as staging:
+            source(staging, download=True)
+            _move(staging / folder, base / folder, absent)
+    elif absent:
+        raise _missing(name, folder if absent == files else f"{folder}/{absent[0]}", base)
+    train, test = (_read_idx(name, base / folder, kind, len(classes)) for kind in ("train", "t10k"))
+    return ImageData(name, train, test, classes, mirrored=mirrored)
+
+
+def _idx_files(kind: str) -> tuple[str, str]:
+    return f"{kind}-images-idx3-ubyte", f"{kind}-labels-idx1-ubyte"
+
+
+def _read_idx(name: str, raw: Path, kind: str, classes: int) -> ImageSplit:
+    """One split; whatever is wrong with a file names the file."""
+    from torchvision.datasets import mnist as idx
+
+    tensors = []
+    for file, read in zip(_idx_files(kind), (idx.read_image_file, idx.read_label_file), strict=True):
+        try:
+            tensors.append(read(raw / file))
+        except Exception as error:  # torchvision asserts, indexes and views: any of them means a damaged file
+            raise _damaged(name, raw / file, _reason(error)) from error
+    images, labels = tensors
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise _damaged(name, raw / _idx_files(kind)[0], f"{len(images)} images of shape {tuple(images.shape[1:])}")
+    if len(labels) != len(images):
+        raise _damaged(name, raw / _idx_files(kind)[1], f"{len(labels)} labels for {len(images)} images")
+    if int(labels.max()) >= classes:
+        raise _damaged(name, raw / _idx_files(kind)[1], f"label {int(labels.max())} among {classes} classes")
+    return ImageSplit(images[:, None], labels)
+
+
+# --- CIFAR-10 -----------------------------------------------------------------------------------------------------
+
+
+def _cifar10_batches(name: str, base: Path, batches: Path, checksums: dict[str, str]) -> ImageData:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    def split(train: bool) -> tuple[ImageSplit, tuple[str, ...]]:
+        data = CIFAR10(base, train=train)  # refuses, before it unpickles, what has another checksum
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSplit(images, torch.tensor(data.targets, dtype=torch.int64)), tuple(data.classes)
+
+    try:
+        with warnings.catch_warnings():  # numpy 2.4 warns of pickles as old as these
+            warnings.simplefilter("ignore")
+            (train, classes), (test, _) = split(True), split(False)
+    except OSError as error:
+        raise _damaged(name, Path(error.filename or batches), _reason(error)) from error
+    except RuntimeError as error:  # it says that something is wrong, not which file
+        wrong = [batches / file for file, md5 in checksums.items() if not check_integrity(batches / file, md5)]
+        raise _damaged(name, wrong[0] if wrong else batches, "wrong checksum") from error
+    return ImageData(name, train, test, classes)
+
+
+def _cifar10_zip(name: str, archive: Path) -> ImageData:
+    paths, images = _decode_zip(name, archive, ".jpg", depth=3, shape=(3, 32, 32))  # (split, class, file)
+    classes = sorted({path[1] for path in paths})
+    number = {label: index for index, label in enumerate(classes)}
+    every = ImageSplit(images, torch.tensor([number[path[1]] for path in paths]))
+    in_train, in_test = (torch.tensor([path[0] == kind for path in paths]) for kind in ("train", "test"))
+    if not in_train.any() or not in_test.any():
+        raise _damaged(name, archive, "no members cifar10/{train,test}/CLASS/*.jpg")
+    return ImageData(name, every.subset(in_train), every.subset(in_test), tuple(classes))
+
+
+# --- files, downloads, zip files ----------------------------------------------------------------------------------
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+# The md5 of the files in Omniglot's repository, which has no releases.
+_OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+_OMNIGLOT_MD5 = {
+    "images_background_small1.zip": "e704a628b5459e08445c13499850abc4",
+    "images_background_small2.zip": "b75a71a51d3b13f821f212756fe481fd",
+}
+
+
+def _data_root(name: str, root: str | os.PathLike[str] | None, wanted: str) -> Path:
+    if root is None:
+        raise InputError(
+            f"{name}: no data root to look for {wanted} in; pass --data-root FOLDER (or set CONTRASTIVE_DATA), "
+            "and --download to have it fetched"
+        )
+    return _expanded(root)
+
+
+def _missing(name: str, wanted: str, base: Path, source: str = "") -> InputError:
+    return InputError(
+        f"{name}: no {wanted} under {_printable(str(base))}; pass --data-root FOLDER (or set CONTRASTIVE_DATA), "
+        f"or --download{source}"
+    )
+
+
+def _damaged(name: str, file: Path, reason: str) -> InputError:
+    return InputError(
+        f"{name}: {_printable(str(file))} is damaged or cannot be read ({reason}); "
+        "delete it and fetch it again (--download)"
+    )
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` replaced, which a shell leaves alone in ``--data-root=~/data``."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user: then it is a file name
+        return Path(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+@contextmanager
+def _staging(name: str, base: Path, wanted: str) -> Iterator[Path]:
+    """A folder to download into, beside the data: half a file never stands where a whole one is looked for."""
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".download-", dir=base) as staging:
+            yield Path(staging)
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        raise InputError(
+            f"{name}: the download failed ({_reason(error)}); check the connection, or put {wanted} under "
+            f"{_printable(str(base))} yourself"
+        ) from error
+
+
+def _move(source: Path, target: Path, files: Sequence[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (source / file).replace(target / file)
+
+
+def _decode_zip(
+    name: str, archive: Path, suffix: str, *, depth: int, shape: tuple[int, int, int]
+) -> tuple[list[tuple[str, ...]], Tensor]:
+    """Every image of a zip file, decoded without unpacking, sorted by the last `depth` parts of its path."""
+    import zipfile
+
+    from torchvision.io import ImageReadMode, decode_image
+
+    mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
+
+    def decode(members: "list[ZipInfo]") -> Tensor:
+        images = torch.empty(len(members), *shape, dtype=torch.uint8)
+        for row, member in enumerate(members):
+            try:
+                if member.file_size > 1 << 16:  # a bomb: these images have a few hundred bytes
+                    raise ValueError(f"{member.file_size} bytes")
+                encoded = torch.frombuffer(bytearray(opened.read(member)), dtype=torch.uint8)
+                image = decode_image(encoded, mode)
+                if image.shape != shape:
+                    raise ValueError(f"shape {tuple(image.shape)}")
+            except Exception as error:  # zipfile, zlib and the decoders each have their own
+                raise _damaged(name, archive, f"{_printable(member.filename)}: {_reason(error)}") from error
+            images[row] = image
+        return images
+
+    try:
+        opened = zipfile.ZipFile(archive)
+    except Exception as error:
+        raise _damaged(name, archive, _reason(error)) from error
+    with opened:
+        found = []
+        for member in opened.infolist():
+            path = PurePosixPath(member.filename).parts
+            hidden = any(part.startswith(".") or part == "__MACOSX" for part in path)
+            if len(path) >= depth and member.filename.endswith(suffix) and not hidden:
+                found.append((path[-depth:], member))
+        if not found:
+            raise _damaged(name, archive, f"no image *{suffix} in it")
+        found.sort(key=lambda pair: pair[0])
+        images = torch.cat(list(_in_threads(decode, [member for _, member in found], chunk=512)))
+    return [path for path, _ in found], images
+
+
+def _in_threads(function: Callable[[list[A]], B], items: list[A], *, chunk: int) -> Generator[B, None, None]:
+    """The function of every chunk of items, in order; decoders release the interpreter's lock."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        yield from pool.map(function, [items[first : first + chunk] for first in range(0, len(items), chunk)])
+    finally:
+        pool.shutdown(cancel_futures=True)  # or an interrupt would wait for all that is queued
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+# What the file is called decides whether it is meant to be an image; what it holds decides how it is read.
+_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# No other format: some of Pillow's decoders start programs (EPS runs Ghostscript), whatever the extension says.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+
+_Found = list[tuple[str | None, Path]]  # class and file
+
+
+def _find_images(name: str, root: Path) -> tuple[_Found, _Found | None]:
+    """The training files and the test files, None where the folder leaves the split to us."""
+    if not root.is_dir():
+        what = "is a file, expected a folder of images" if root.exists() else "does not exist"
+        raise InputError(f"{name}: {_printable(str(root))} {what}")
+    base, (folders, files) = root, _listing(root)
+    while not files and len(folders) == 1:  # an archive's wrapper, or a train folder on its own
+        inner_folders, inner_files = _listing(folders[0])
+        if inner_files or not inner_folders:
+            break
+        base, folders, files = folders[0], inner_folders, inner_files
+    by_name = {folder.name.casefold(): folder for folder in reversed(folders)}
+    tests = [by_name[kind] for kind in ("test", "val") if kind in by_name]
+    if "train" not in by_name or not tests:
+        found = _contents(name, base)
+        if not found:
+            raise InputError(f"{name}: no image in {_printable(str(root))} ({' '.join(sorted(_EXTENSIONS))})")
+        return found, None
+    train = _contents(name, by_name["train"])
+    if not train:
+        raise InputError(f"{name}: no image in {_printable(str(by_name['train']))}")
+    choices = [found for place in tests if (found := _contents(name, place))]
+    if not choices:
+        raise InputError(f"{name}: no image in {_printable(str(tests[0]))}")
+    labelled = train[0][0] is not None
+    for test in choices:  # test images without classes are of no use beside labelled ones: then val
+        if (test[0][0] is not None) == labelled:
+            return train, test
+    with_classes, without = ("train", tests[0].name) if labelled else (tests[0].name, "train")
+    raise InputError(f"{name}: {with_classes} has class folders and {without} has none; give both the same layout")
+
+
+def _contents(name: str, folder: Path) -> _Found:
+    folders, files = _listing(folder)
+    in_folders: _Found = [(place.name, file) for place in folders for file in _below(place)]
+    if in_folders and files:
+        raise InputError(
+            f"{name}: {_printable(str(folder))} holds both images and folders of images; "
+            "put all of them into class folders, or none"
+        )
+    return in_folders or [(None, file) for file in files]
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every image file in a folder and its subfolders. No folder is entered twice, so links cannot hang it."""
+    found, seen = [], {os.path.realpath(folder.parent), os.path.realpath(folder)}
+    waiting = [folder]
+    while waiting:
+        folders, files = _listing(waiting.pop())
+        found += files
+        for inner in folders:
+            real = os.path.realpath(inner)
+            if real not in seen:
+                seen.add(real)
+                waiting.append(inner)
+    return sorted(found)
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Subfolders and image files, sorted; without what is hidden and without links that lead back up."""
+    real = Path(os.path.realpath(folder))
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = folder / entry.name
+            if _is_folder(entry):
+                if not real.is_relative_to(os.path.realpath(path)):
+                    folders.append(path)
+            elif path.suffix.lower() in _EXTENSIONS:
+                files.append(path)
+    return sorted(folders), sorted(files)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _decode_files(name: str, files: list[Path], size: int) -> tuple[Tensor, dict[int, str]]:
+    """Decodes files into one tensor of those that can be read; of the others, the reason by row."""
+    from PIL import Image
+
+    def decode(chunk: list[Path]) -> list[Tensor | str]:
+        return [_decode_file(file, size) for file in chunk]
+
+    _refuse_beyond_memory(name, len(files), 1, size)
+    # Pages of memory count when they are written: a grey data set never pays for all three channels at once.
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    failures: dict[int, str] = {}
+    row = kept = 0
+    grey = True
+    Image.init()  # here, once: the plugins' registry does not expect threads
+    with warnings.catch_warnings():
+        # A large image or a strange EXIF field is no news to the user: it is read, or it is skipped with a reason.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        with closing(_in_threads(decode, files, chunk=8)) as chunks:
+            for image in itertools.chain.from_iterable(chunks):
+                if isinstance(image, str):
+                    failures[row] = image
+                else:
+                    if grey and not _is_grey(image):
+                        grey = False
+                        _refuse_beyond_memory(name, len(files), 3, size)
+                    images[kept] = image
+                    kept += 1
+                row += 1
+    images = images[:kept]
+    return images[:, :1].clone() if grey else images, failures
+
+
+def _is_grey(image: Tensor) -> bool:
+    return bool((image[0] == image[1]).all()) and bool((image[0] == image[2]).all())
+
+
+_one_large_image = threading.Lock()
+
+
+def _decode_file(file: Path, size: int) -> Tensor | str:
+    """One image as uint8 [3, size, size], or the reason why not."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        status = file.stat()  # before opening: a pipe would wait for a writer
+        if not stat.S_ISREG(status.st_mode):
+            return "not a regular file"
+        if not status.st_size:
+            return "empty file"
+        with Image.open(file, formats=_FORMATS) as image:
+            image.draft(None, (2 * size, 2 * size))  # a JPEG can be decoded at a fraction of its size
+            large = image.width * image.height > 1 << 24
+            with _one_large_image if large else nullcontext():
+                return _square(image, size)
+    except UnidentifiedImageError:
+        return "not an image"
+    except Image.DecompressionBombError:
+        return "too many pixels (a decompression bomb?)"
+    except Exception as error:  # anything can be in a file, and every decoder has errors of its own
+        return _reason(error)
+
+
+def _square(image: "Image.Image", size: int) -> Tensor:
+    """The centre of an image, upright, 8-bit RGB."""
+    import numpy as np
+    from PIL import Image
+
+    image.load()  # some formats hold their orientation behind the pixels
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # broken metadata, but the pixels are there
+        orientation = 1
+    rgb = _as_rgb(image)
+    # Resizing the shorter side and cropping, in one: the centre square commutes with the orientation, and a strip
+    # of 1 x 100,000 pixels needs no memory for what is cropped.
+    side = min(rgb.size)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    box = (left, top, left + side, top + side)
+    small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    upright = small if turn is None else small.transpose(turn)
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+def _as_rgb(image: "Image.Image") -> "Image.Image":
+    """8-bit RGB of any mode; what is transparent shows a white ground."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip these at 255
+        values = np.asarray(image, dtype=np.float64)
+        values = np.where(np.isfinite(values), values, 0)
+        low, high = float(values.min()), float(values.max())
+        if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):
+            scale = 255 / 65535  # 16 bits, however dark the image
+        elif low < 0 or high > 65535:  # no known range: stretched
+            values, scale = values - low, 255 / ((high - low) or 1)
+        elif high > 255:
+            scale = 255 / 65535
+        else:
+            scale = 255.0 if image.mode == "F" and high <= 1 else 1.0
+        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        picture = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        ground.alpha_composite(picture)
+        return ground.convert("RGB")
+    return image.convert("RGB")
+
+
+def _fifth(labels: Tensor) -> Tensor:
+    """A mask of the test images: a fifth of every class, at least one of two."""
+    generator = torch.Generator().manual_seed(0)
+    in_test = torch.zeros(len(labels), dtype=torch.bool)
+    for rows in torch.split(labels.argsort(stable=True), labels.bincount().tolist()):
+        count = max(1, round(len(rows) / 5)) if len(rows) > 1 else 0
+        in_test[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    return in_test
+
+
+def _classes(split: ImageSplit) -> list[int]:
+    return [] if split.labels is None else split.labels.tolist()
+
+
+def _refuse_beyond_memory(name: str, images: int, channels: int, size: int) -> None:
+    memory, needed = _memory(), images * channels * size * size
+    if memory is not None and needed > memory / 2:
+        raise InputError(
+            f"{name}: {images} images of {channels} x {size} x {size} pixels take {needed / 1e9:.1f} GB, more than "
+            f"half of this machine's {memory / 1e9:.1f} GB; choose a smaller size or fewer images"
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of memory this process may use, None where the system does not tell."""
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, OSError, ValueError):
+        return None
+    for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's
+        try:
+            found.append(int(Path(limit_file).read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return min(found)
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def _reason(error: BaseException) -> str:
+    """An exception in a few words on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return _printable(text if len(text) <= 160 else text[:157] + "...")
+
+
+def _printable(text: str) -> str:
+    """Line breaks, control characters and bytes that are no UTF-8 as escapes: a file name cannot forge a message."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _as_utf8(name: str) -> str:
+    """A file name that can be written: bytes that are no UTF-8 come from the system as lone surrogates."""
+    return name.encode("utf-8", "backslashreplace").decode()

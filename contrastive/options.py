@@ -1,0 +1,221 @@
+"""Command-line options made from signatures: a named part brings its own options, a misspelt one its nearest.
+
+``--miner hcl --miner.beta 2`` on the command line is ``miner: {name: hcl, beta: 2}`` in a YAML file. Types, defaults
+and help come from the signature and docstring of the function that the name stands for.
+"""
+
+import argparse
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+
+from contrastive.errors import InputError
+
+__all__ = ["Part", "nearest", "parse"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An option whose value is a name that stands for a function with options of its own.
+
+    Arguments:
+        choices: by name; a name that ends in ``:`` is a prefix (``timm:resnet18``). None: nothing to configure.
+        default: the name taken when none is given.
+        filled: parameters that the command fills in itself.
+        overridden: other defaults than the signature's: ``{parameter: (type, default)}``.
+    """
+
+    choices: Mapping[str, Callable[..., Any] | None]
+    default: str
+    filled: frozenset[str] = frozenset()
+    overridden: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def resolve(self, option: str, name: str) -> Callable[..., Any] | None:
+        """The function that a name stands for.
+
+        Raises:
+            InputError: for an unknown name, with the nearest known one.
+        """
+        for known, function in self.choices.items():
+            if name == known or (known.endswith(":") and name.startswith(known) and len(name) > len(known)):
+                return function
+        known_names = [f"{k}NAME" if k.endswith(":") else k for k in self.choices]
+        raise InputError(
+            f"--{option}: unknown name {name!r}{nearest(name, self.choices)}; there are {', '.join(known_names)}"
+        )
+
+
+def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """``, did you mean X?`` for the nearest known word, or nothing.
+
+    >>> nearest("epohcs", ["epochs", "seed"])
+    ' (did you mean epochs?)'
+    """
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def parse(
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    parts: Mapping[str, Part],
+    add_options: Callable[[ArgumentParser], None],
+) -> dict[str, Any]:
+    """Parses a command line with named parts, a YAML file and dotted overrides.
+
+    Arguments:
+        arguments: the words after the command.
+        prog: the command, for the help.
+        description: its first lines.
+        parts: the named parts.
+        add_options: adds the plain options to the parser.
+
+    Returns:
+        A plain nested dict; each part is ``{"name": ..., option: value, ...}``.
+
+    Raises:
+        InputError: for anything unknown or of the wrong type, in one sentence.
+        SystemExit: after ``--help`` and ``--print_config``.
+    """
+    words = [word for argument in arguments for word in _split(argument)]
+    words = [f"{word}.name" if word[2:] in parts else word for word in words]
+    settings = _read_config(_value(words, "--config"), parts)
+    names = {}
+    for option, part in parts.items():
+        name = _value(words, f"--{option}.name") or settings.get(option, {}).get("name") or part.default
+        names[option] = name, part.resolve(option, name)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", action="config", help="a YAML file of these options; the command line goes before it"
+    )
+    add_options(parser)
+    for option, part in parts.items():
+        _add_part(parser, option, part, *names[option])
+    known = {name for action in parser._actions for name in action.option_strings}
+    _refuse_unknown(words, settings, known)
+    words = _canonical(words, known)
+    if settings:
+        # The file's short forms are spelt out; jsonargparse takes the text of a file as well as its name.
+        words = ["--config", yaml.safe_dump(settings), *_without(words, "--config")]
+    try:
+        namespace = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(_one_sentence(str(error))) from None
+    except TypeError as error:
+        raise InputError(_one_sentence(str(error))) from None
+    plain: dict[str, Any] = Namespace.as_dict(namespace)
+    plain.pop("config", None)
+    return plain
+
+
+def _split(argument: str) -> list[str]:
+    """``--a=b`` becomes ``--a b``."""
+    if argument.startswith("--") and "=" in argument:
+        return argument.split("=", 1)
+    return [argument]
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """The last value given to an option."""
+    found = [words[i + 1] for i in range(len(words) - 1) if words[i] == option]
+    return found[-1] if found else None
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    return [w for i, w in enumerate(words) if w != option and (i == 0 or words[i - 1] != option)]
+
+
+def _read_config(file: str | None, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """The YAML file as a nested dict; ``miner: hcl`` is spelt out as ``miner: {name: hcl}``."""
+    if file is None:
+        return {}
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: {file} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise InputError(f"--config: {file} holds no options, expected lines such as 'batch_size: 256'")
+    for option in parts:
+        if option in settings and not isinstance(settings[option], dict):
+            settings[option] = {"name": str(settings[option])}
+    return settings
+
+
+def _add_part(parser: ArgumentParser, option: str, part: Part, name: str, function: Callable[..., Any] | None) -> None:
+    group = parser.add_argument_group(f"{option}: {name}" if len(part.choices) > 1 else option)
+    if len(part.choices) > 1:
+        choices = " | ".join(f"{k}NAME" if k.endswith(":") else k for k in part.choices)
+        group.add_argument(
+            f"--{option}.name", type=str, default=name, metavar="NAME", help=f"{choices}; also as --{option} NAME"
+        )
+    if function is None:
+        return
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    documented = {p.arg_name: p.description for p in parse_docstring(inspect.getdoc(function) or "").params}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in part.filled:
+            continue
+        kind, default = part.overridden.get(parameter.name, (hints[parameter.name], parameter.default))
+        if isinstance(default, tuple):
+            default = list(default)
+        required = default is inspect.Parameter.empty
+        group.add_argument(
+            f"--{option}.{parameter.name}",
+            type=_yaml_type(kind),
+            required=required,
+            **({} if required else {"default": default}),
+            help=" ".join((documented.get(parameter.name) or "").split()).replace("%", "%%"),
+        )
+
+
+def _yaml_type(hint: Any) -> Any:
+    """YAML has lists, not sequences."""
+    return list[int] if hint == Sequence[int] else hint
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _plain(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _refuse_unknown(words: Sequence[str], settings: Mapping[str, Any], known: set[str]) -> None:
+    keys = [_plain(option) for option in known if option.startswith("--")]
+    for word in words:
+        if word.startswith("--") and _plain(word) not in keys:
+            raise InputError(f"unknown option {word}{nearest(word, [k for k in known if k.startswith('--')])}")
+    for key in _flat(settings):
+        if key not in keys:
+            raise InputError(f"unknown key {key} in the configuration{nearest(key, keys)}")
+
+
+def _canonical(words: Sequence[str], known: set[str]) -> list[str]:
+    """``--batch_size`` and ``--batch-size`` are the same option."""
+    spelling = {_plain(option): option for option in known if option.startswith("--")}
+    return [spelling[_plain(word)] if word.startswith("--") else word for word in words]
+
+
+def _one_sentence(message: str) -> str:
+    """The message of jsonargparse on one line, the key as an option."""
+    line = " ".join(message.split())
+    return line.replace('Parser key "', "--").replace('": Expected', ": expected").replace('":', ":").rstrip(".")

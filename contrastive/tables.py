@@ -1,0 +1,74 @@
+"""Figures as tables for people, on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["print_comparison", "print_figures"]
+
+_NOT_SHARES = ("alignment", "uniformity")
+
+
+def print_comparison(
+    figures: Mapping[str, Mapping[str, float | None]],
+    intervals: Mapping[str, tuple[float, float]],
+    bound: Mapping[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Prints one column a representation, and the bound in words.
+
+    Arguments:
+        figures: a column a key, a row a figure.
+        intervals: of the first column.
+        bound: value, cap (nats) and status.
+        notes: printed below.
+    """
+    columns = list(figures)
+    rows = [[name, *(_cell(name, figures[c].get(name)) for c in columns)] for name in figures[columns[0]]]
+    for row in rows:
+        row.insert(2, _interval(row[0], intervals))
+    _print([columns[0], "95 % interval", *columns[1:]], rows, notes)
+    print(f"held-out bound: {bound['value']:.2f} nats of at most {bound['cap']:.2f} ({bound['status']})")
+
+
+def print_figures(
+    figures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], notes: Sequence[str]
+) -> None:
+    """Prints one row a figure.
+
+    Arguments:
+        figures: shares in [0, 1].
+        intervals: of some of them.
+        notes: printed below.
+    """
+    rows = [[name, _cell(name, value), _interval(name, intervals)] for name, value in figures.items()]
+    _print(["value", "95 % interval"], rows, notes)
+
+
+def _print(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("")
+    for name in header:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(escape(note), highlight=False)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name in _NOT_SHARES else f"{100 * value:.1f} %"
+
+
+def _interval(name: str, intervals: Mapping[str, tuple[float, float]]) -> str:
+    if name not in intervals:
+        return ""
+    low, high = intervals[name]
+    return f"{100 * low:.1f} - {100 * high:.1f}"

@@ -1,0 +1,333 @@
+"""Self-supervised training: two views of every image, an encoder, a projector and a criterion.
+
+`fit` takes modules and callables, runs Lightning's Trainer, and resumes bit for bit: every draw within a step is a
+pure function of (seed, step), every epoch's order of (seed, epoch), so a checkpoint needs no random state.
+"""
+
+import csv
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, UInt8
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor, nn
+
+from contrastive.batches import Batches, derived_seed
+from contrastive.errors import InputError
+
+__all__ = ["FitResult", "fit", "newest_checkpoint", "read_history"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training cost and where it ended.
+
+    Arguments:
+        final_loss: of the last step, in nats.
+        steps: optimiser steps, over all attempts of a resumed run.
+        seconds: of training, likewise.
+        images_per_second: training images (each seen as two views) a second, of this attempt; nan where it
+            had nothing left to do.
+        loading_share: share of the time that the loader took.
+        augmenting_share: share of the time that drawing the views took.
+    """
+
+    final_loss: float
+    steps: int
+    seconds: float
+    images_per_second: float
+    loading_share: float
+    augmenting_share: float
+
+
+def fit(
+    encoder: nn.Module,
+    projector: nn.Module,
+    criterion: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    *,
+    view: Callable[[Tensor], Tensor],
+    out: Path,
+    epochs: int = 10,
+    batch_size: int = 256,
+    lr: float = 5e-3,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+    each_epoch: Callable[[], dict[str, float]] | None = None,
+    resume_from: Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = False,
+    tensorboard: bool = False,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+) -> FitResult:
+    r"""Trains an encoder so that two views of an image find each other among the batch.
+
+    .. math::
+        \min_\theta \; \mathcal L\bigl(p(e(v(x))),\, p(e(v'(x)))\bigr)
+
+    with e the encoder, p the projector, v and v' two draws of the view, and AdamW on a cosine schedule that warms
+    up over the first tenth of the steps.
+
+    Arguments:
+        encoder: images in [0, 1] to features; trained in place.
+        projector: features to the space in which the criterion's critic scores; trained in place.
+        criterion: ``(x, y) -> loss``, such as `contrastive.KPairLoss`; its parameters are trained too.
+        images: the training images.
+        view: draws a random view of every image of a batch of floats in [0, 1].
+        out: the run folder: ``metrics.csv`` and ``checkpoints/`` are written there.
+        epochs: passes over the images; each leaves out the last incomplete batch.
+        batch_size: images a step, each seen as two views.
+        lr: largest learning rate.
+        weight_decay: of AdamW.
+        seed: of the order and the views; initial weights are the caller's.
+        each_epoch: measures something after each epoch, with the modules in evaluation mode; logged.
+        resume_from: a checkpoint of the same run.
+        checkpoint_every: steps between checkpoints; None: at the end of each epoch. The newest two are kept.
+        progress: whether to show a progress bar.
+        tensorboard: whether to log for TensorBoard as well.
+        accelerator: Lightning's: "auto", "cpu", "gpu", ...
+        precision: Lightning's: "32-true", "bf16-mixed", ...
+
+    Returns:
+        Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode.
+
+    Raises:
+        InputError: for a batch larger than the data, and for a loss or projection that is not finite: the
+            message names the step, and the batch is saved in `out`.
+
+    References:
+        | A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)
+        | https://arxiv.org/abs/2002.05709
+    """
+    if not 2 <= batch_size <= len(images):
+        raise InputError(f"the batch size is {batch_size}, expected 2 to {len(images)}, the number of training images")
+    batches = Batches(images, batch_size, seed=seed)
+    model = _TwoViews(
+        encoder, projector, criterion, view, batches, out, seed, lr, weight_decay, epochs * len(batches), each_epoch
+    )
+    with _quiet_lightning():
+        loggers: list[Logger] = [_csv_logger(out, resume_from)]
+        if tensorboard:
+            loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
+        callbacks: list[Callback] = [
+            ModelCheckpoint(
+                dirpath=out / "checkpoints",
+                filename="step-{step:08d}",
+                auto_insert_metric_name=False,
+                monitor="step",
+                mode="max",
+                save_top_k=2,
+                every_n_train_steps=checkpoint_every,
+                every_n_epochs=None if checkpoint_every else 1,
+                save_on_train_epoch_end=True,
+            )
+        ]
+        if progress:
+            callbacks.append(RichProgressBar())
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]  # a Literal there, the user's word here
+            max_epochs=epochs,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[_WholeFiles()],
+            log_every_n_steps=max(1, epochs * len(batches) // 500),
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        start = time.perf_counter()
+        trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
+        elapsed = time.perf_counter() - start
+    model.eval()
+    steps = model.steps_now
+    return FitResult(
+        final_loss=model.last_loss,
+        steps=trainer.global_step,
+        seconds=model.seconds_before + elapsed,
+        images_per_second=steps * batch_size / elapsed if steps else float("nan"),
+        loading_share=batches.seconds / elapsed,
+        augmenting_share=model.view_seconds / elapsed,
+    )
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint of a run that can be read; None where there is none.
+
+    Arguments:
+        out: the run folder.
+    """
+    for path in sorted((out / "checkpoints").glob("step-*.ckpt"), reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            warnings.warn(f"{path} cannot be read ({error}); trying the one before", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def read_history(out: Path) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv``, each with the keys it has a value for.
+
+    Arguments:
+        out: the run folder.
+    """
+    path = out / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+
+
+class _TwoViews(pl.LightningModule):
+    """The training step."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        criterion: nn.Module,
+        view: Callable[[Tensor], Tensor],
+        batches: Batches,
+        out: Path,
+        seed: int,
+        lr: float,
+        weight_decay: float,
+        steps: int,
+        each_epoch: Callable[[], dict[str, float]] | None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.criterion = encoder, projector, criterion
+        self.view, self.batches, self.out, self.seed = view, batches, out, seed
+        self.lr, self.weight_decay, self.steps, self.each_epoch = lr, weight_decay, steps, each_epoch
+        self.last_loss = float("nan")
+        self.steps_now = 0
+        self.view_seconds = self.seconds_before = 0.0
+        self.started = time.perf_counter()
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+        ids, images = batch
+        # Views, dropout and whatever else draws: the same at this step, resumed or not.
+        torch.manual_seed(derived_seed(self.seed, self.global_step))
+        start = time.perf_counter()
+        pixels = images.float() / 255
+        views = self.view(torch.cat([pixels, pixels]))
+        self.view_seconds += time.perf_counter() - start
+        projections = self.projector(self.encoder(views))
+        if not bool(torch.isfinite(projections).all()):
+            raise self._failure("the encoder's output is not finite", ids, views)
+        x, y = projections.chunk(2)
+        loss: Tensor = self.criterion(x, y)
+        if not bool(torch.isfinite(loss)):
+            raise self._failure(f"the loss is {float(loss.detach())}", ids, views)
+        self.last_loss = float(loss.detach())
+        self.steps_now += 1
+        self.log("loss", loss, prog_bar=True)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]  # one optimiser
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        if self.each_epoch is None:
+            return
+        self.eval()
+        with torch.no_grad():
+            measured = self.each_epoch()
+        self.train()
+        for logger in self.loggers:  # at once: `self.log` here would come after the epoch's checkpoint
+            logger.log_metrics(measured, step=self.global_step - 1)
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.lr, total_steps=max(self.steps, 2), pct_start=0.1, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["last_loss"] = self.last_loss
+        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
+        for logger in self.loggers:  # the curve reaches as far as the checkpoint, whatever happens next
+            logger.save()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.last_loss = checkpoint["last_loss"]
+        self.seconds_before = checkpoint["seconds"]
+
+    def _failure(self, what: str, ids: Tensor, views: Tensor) -> InputError:
+        from safetensors.torch import save_file
+
+        path = self.out / f"failed-step-{self.global_step}.safetensors"
+        save_file({"ids": ids.cpu().contiguous(), "views": views.cpu().contiguous()}, path)
+        return InputError(
+            f"training stopped at step {self.global_step} (epoch {self.current_epoch}): {what}; the batch is saved in "
+            f"{path}; a lower learning rate or a higher temperature is the usual remedy"
+        )
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or absent: written beside, flushed, then renamed over.
+
+    Lightning's own writer goes through the system's temporary folder, which on a full disk destroys the
+    previous file as well.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _csv_logger(out: Path, resume_from: Path | None) -> CSVLogger:
+    """A logger that keeps what earlier attempts logged up to the checkpoint; Lightning's deletes it."""
+    kept: list[dict[str, float]] = []
+    if resume_from is not None:
+        step = int(torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        kept = [row for row in read_history(out) if row["step"] < step]
+    logger = CSVLogger(out, name="", version="")
+    logger.experiment.metrics = kept
+    logger.save()
+    return logger
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's advice about devices, loggers and workers does not apply here; what goes wrong still raises."""
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
+            warnings.filterwarnings(
+                "ignore",
+                category=UserWarning,
+                message=r".*(Experiment logs directory|num_workers|weights_only|lr_scheduler).*",
+            )
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
