@@ -13,7 +13,10 @@ True
 from contrastive.bounds import Bound, infonce_bound, nwj_bound
 from contrastive.criterion import KPairLoss
 from contrastive.critics import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable
+from contrastive.encoders import load_encoder
+from contrastive.errors import InputError
 from contrastive.objectives import decoupled_loss, kpair_loss, pairwise_loss, supcon_loss
+from contrastive.retrieval import evaluate_retrieval, search
 
 __all__ = [
     "Bilinear",
@@ -21,14 +24,18 @@ __all__ = [
     "Concat",
     "Cosine",
     "InnerProduct",
+    "InputError",
     "KPairLoss",
     "NegativeSquaredDistance",
     "Separable",
     "decoupled_loss",
+    "evaluate_retrieval",
     "infonce_bound",
     "kpair_loss",
+    "load_encoder",
     "nwj_bound",
     "pairwise_loss",
+    "search",
     "supcon_loss",
 ]
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.objectives import kpair_loss
-from contrastive.scores import MiningFacts, WeighsNegatives, check_rows, negatives, target_scores
+from contrastive.scores import MiningFacts, WeighsNegatives, check_rows, check_values, negatives, target_scores
 
 __all__ = ["Bound", "infonce_bound", "nwj_bound"]
 
@@ -53,7 +53,8 @@ def infonce_bound(
 
     Arguments:
         scores: held-out pairs scored by the critic; candidates drawn independently of the anchor
-            given its positive. An absent candidate (:math:`-\infty`) does not count towards K.
+            given its positive. An absent candidate (:math:`-\infty`) does not count towards K, a row of
+            nothing else (padding) not towards the mean.
         targets: as in `contrastive.kpair_loss`.
         miner: the miner whose weighted loss is evaluated; its declared `facts` decide. None: uniform.
 
@@ -62,7 +63,7 @@ def infonce_bound(
         constant are nan: evaluate the trained critic with ``miner=None`` instead.
 
     Raises:
-        ValueError: as `contrastive.kpair_loss`, and for an empty matrix.
+        ValueError: as `contrastive.kpair_loss`, and for a matrix without any candidate.
 
     Example:
         >>> infonce_bound(100 * torch.eye(8)).value  # the cap: log 8
@@ -73,13 +74,10 @@ def infonce_bound(
         | https://arxiv.org/abs/1905.06922
     """
     scores, targets, _ = check_rows("infonce_bound", scores.detach(), targets)
-    if scores.numel() == 0:
-        raise ValueError(
-            f"infonce_bound: scores have shape {tuple(scores.shape)}, expected at least one row and column"
-        )
-    present = negatives(scores, targets).sum(1)
+    held = _held_rows("infonce_bound", scores, targets)
+    present = negatives(scores, targets).sum(1)[held]
     log_weights = None if miner is None else miner(scores, targets)
-    loss = kpair_loss(scores, targets, log_weights=log_weights).double()
+    loss = kpair_loss(scores, targets, log_weights=log_weights).double()[held]
     if miner is None:
         mass, reason = present, "uniform weights: log K - L is a lower bound for any critic (i.i.d. candidates)"
     else:
@@ -112,7 +110,7 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
         A bound without a cap; its variance grows like :math:`e^I`.
 
     Raises:
-        ValueError: for shapes that do not fit and for a matrix without negatives.
+        ValueError: as `contrastive.kpair_loss`, and for a matrix without negatives.
 
     Example:
         >>> nwj_bound(torch.ones(4, 4)).value  # a critic that knows nothing
@@ -123,10 +121,11 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
         | https://arxiv.org/abs/0809.0853
     """
     scores, targets, _ = check_rows("nwj_bound", scores.detach(), targets)
+    held = _held_rows("nwj_bound", scores, targets)
     kept = negatives(scores, targets)
     if not bool(kept.any()):
         raise ValueError(f"nwj_bound: scores of shape {tuple(scores.shape)} hold no negative")
-    joint = target_scores(scores, targets).double().mean()
+    joint = target_scores(scores, targets)[held].double().mean()
     log_marginal = torch.logsumexp(scores.double()[kept], 0) - torch.log(kept.sum().double())
     value = float(joint - torch.exp(log_marginal - 1))
     return Bound(
@@ -136,3 +135,12 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
         constant=0.0,
         reason="NWJ is a lower bound in expectation for any critic; its variance grows exponentially with I",
     )
+
+
+def _held_rows(function: str, scores: Tensor, targets: Tensor) -> Tensor:
+    """The mask of rows that hold a candidate: padding is no sample, and counted as one it would lower the mean."""
+    check_values(function, scores, targets)
+    held = (scores > -torch.inf).any(1)
+    if not bool(held.any()):
+        raise ValueError(f"{function}: scores of shape {tuple(scores.shape)} hold no candidate")
+    return held

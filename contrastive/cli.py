@@ -207,6 +207,9 @@ def _train(words: list[str]) -> None:
     )
     _check_train(config)
     setup = _set_up(config)
+    if not 2 <= config["batch_size"] <= len(setup.data.train):
+        found = f"2 to {len(setup.data.train)}, the number of training images"
+        raise InputError(f"--batch-size is {config['batch_size']}, expected {found}")
     out, config["out"] = _folder(config)
     runs.claim(out, config, resume=config["resume"] == "auto")
     if (out / runs.METRICS).exists():

@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from contrastive.errors import InputError
+from contrastive.files import save_tensors, write_text
 
 __all__ = [
     "MLP",
@@ -218,12 +219,10 @@ def save_encoder(folder: Path, recipe: Recipe, encoder: nn.Module, projector: nn
         projector: likewise.
         critic: likewise, for whoever evaluates the bound again.
     """
-    from safetensors.torch import save_file
-
     modules = nn.ModuleDict({"encoder": encoder, "projector": projector, "critic": critic})
-    save_file({k: v.detach().cpu().contiguous() for k, v in modules.state_dict().items()}, folder / WEIGHTS)
+    save_tensors(folder / WEIGHTS, modules.state_dict())
     text = json.dumps({"kpair": version("kpair"), **asdict(recipe)}, indent=2)
-    (folder / RECIPE).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / RECIPE, text + "\n")
 
 
 def load_encoder(run: str | Path, *, projection: bool = False) -> nn.Module:

@@ -126,7 +126,7 @@ def evaluate_model(
     labels, notes = data.test.labels, []
     if labels is None:
         notes.append("The images carry no labels: class-level figures are not defined, instance-level ones are.")
-    elif len(labels.unique()) < 2 or int(labels.unique(return_counts=True)[1].max()) < 2:
+    elif int((torch.bincount(labels) > 0).sum()) < 2 or int(torch.bincount(labels).max()) < 2:
         notes.append("No two classes, or no two test images of one: class-level figures are not defined.")
         labels = None
     figures: dict[str, dict[str, float | None]] = {}
@@ -144,7 +144,7 @@ def evaluate_model(
         row: dict[str, float | None] = {}
         if labels is not None:
             on_step(f"{name}: retrieval")
-            options = {} if ks is None else {"ks": ks}
+            options: dict[str, Any] = {} if ks is None else {"ks": ks}
             retrieval = evaluate_retrieval(test, labels, **options)
             row |= retrieval.mean
             fit = embed(model.features, data.train.images) if fit_rows is None else test[fit_rows]
@@ -198,7 +198,7 @@ def embed(model: Callable[[Tensor], Tensor], images: UInt8[Tensor, "n c h w"]) -
         images: any number.
     """
     with _evaluating(model) as device:
-        return torch.cat([model(chunk.to(device)).float().cpu() for chunk in images.split(_CHUNK)])
+        return torch.cat([model(chunk.to(device)).float().cpu() for chunk in _chunks(images)])
 
 
 def view_pairs(
@@ -218,7 +218,7 @@ def view_pairs(
     """
     first, second = [], []
     with _evaluating(model) as device, torch.random.fork_rng():
-        for i, chunk in enumerate(images.split(_CHUNK)):
+        for i, chunk in enumerate(_chunks(images)):
             torch.manual_seed(derived_seed(seed, _VIEWS, i))
             x, y = view(torch.cat([chunk, chunk]).float() / 255).to(device).chunk(2)
             first.append(model(x).float().cpu())
@@ -298,7 +298,7 @@ def held_out_figures(
         "held_out_bound": float(held_out_bound(critic, x, y, batch_size=batch_size)["value"]),
         "held_out_instance_recall@1": instance_recall(x, y).mean["recall@1"],
     }
-    if held_out.labels is not None and int(held_out.labels.unique(return_counts=True)[1].max()) > 1:
+    if held_out.labels is not None and int(torch.bincount(held_out.labels).max()) > 1:
         features = embed(model.features, held_out.images)
         figures["held_out_recall@1"] = evaluate_retrieval(features, held_out.labels, ks=(1,)).mean["recall@1"]
     return figures
@@ -374,7 +374,7 @@ def calibrate(encoder: nn.Module, images: UInt8[Tensor, "n c h w"]) -> None:
     """
     encoder.train()
     with torch.no_grad():
-        for chunk in images[:5000].split(_CHUNK):
+        for chunk in _chunks(images[:5000]):
             if len(chunk) > 1:
                 encoder(chunk.to(_device(encoder)))
     encoder.eval()
@@ -398,6 +398,10 @@ def _evaluating(model: Callable[..., Tensor]) -> Iterator[torch.device]:
 def _device(module: nn.Module) -> torch.device:
     parameter = next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _chunks(images: Tensor) -> Iterator[Tensor]:
+    return (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
 
 
 def _flat(images: Tensor) -> Tensor:

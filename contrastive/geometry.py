@@ -11,7 +11,7 @@ r"""How embeddings lie on the sphere: alignment and uniformity.
 import torch
 
 from contrastive.errors import InputError
-from contrastive.retrieval import Rows, as_pair, as_rows, unit_rows
+from contrastive.retrieval import Rows, as_pair, as_rows, similarity, unit_rows
 
 __all__ = ["alignment", "uniformity"]
 
@@ -94,7 +94,7 @@ def uniformity(x: Rows, *, t: float = 2.0) -> float:
         a = slice(first, first + SIDE)
         for second in range(first, rows, SIDE):  # pairs i < j: the others are equal
             b = slice(second, second + SIDE)
-            distance = (length[a, None] + length[b] - 2.0 * (x[a] @ x[b].T)).clamp_min(0.0)
+            distance = (length[a, None] + length[b] - 2.0 * similarity(x[a], x[b], "inner_product")).clamp_min(0.0)
             if first == second:
                 distance = distance.masked_fill(torch.ones_like(distance, dtype=torch.bool).tril(), torch.inf)
             blocks.append(torch.logsumexp((-t * distance).flatten(), 0).double())

@@ -6,6 +6,7 @@ and help come from the signature and docstring of the function that the name sta
 
 import argparse
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,17 +103,15 @@ def parse(
     for option, part in parts.items():
         _add_part(parser, option, part, *names[option])
     known = {name for action in parser._actions for name in action.option_strings}
-    _refuse_unknown(words, settings, known)
+    _refuse_unknown(words, settings, known, names)
     words = _canonical(words, known)
     if settings:
         # The file's short forms are spelt out; jsonargparse takes the text of a file as well as its name.
         words = ["--config", yaml.safe_dump(settings), *_without(words, "--config")]
     try:
         namespace = parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise InputError(_one_sentence(str(error))) from None
-    except TypeError as error:
-        raise InputError(_one_sentence(str(error))) from None
+    except (argparse.ArgumentError, TypeError) as error:
+        raise InputError(_one_sentence(str(error), parser)) from None
     plain: dict[str, Any] = Namespace.as_dict(namespace)
     plain.pop("config", None)
     return plain
@@ -199,14 +198,20 @@ def _plain(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
 
-def _refuse_unknown(words: Sequence[str], settings: Mapping[str, Any], known: set[str]) -> None:
-    keys = [_plain(option) for option in known if option.startswith("--")]
-    for word in words:
-        if word.startswith("--") and _plain(word) not in keys:
-            raise InputError(f"unknown option {word}{nearest(word, [k for k in known if k.startswith('--')])}")
-    for key in _flat(settings):
-        if key not in keys:
-            raise InputError(f"unknown key {key} in the configuration{nearest(key, keys)}")
+def _refuse_unknown(
+    words: Sequence[str], settings: Mapping[str, Any], known: set[str], names: Mapping[str, tuple[str, Any]]
+) -> None:
+    keys = {_plain(option): option for option in known if option.startswith("--")}
+    for shown in [*(word for word in words if word.startswith("--")), *_flat(settings)]:
+        key = _plain(shown)
+        if key in keys:
+            continue
+        option = key.split(".")[0]
+        if "." in key and option in names:
+            own = [k for k in keys if k.startswith(f"{option}.") and k != f"{option}.name"]
+            near = nearest(key, own) or (f"; it has {', '.join(own)}" if own else "")
+            raise InputError(f"unknown option {shown}: the {option} {names[option][0]} has no such option{near}")
+        raise InputError(f"unknown option {shown}{nearest(shown, list(keys.values() if shown[:2] == '--' else keys))}")
 
 
 def _canonical(words: Sequence[str], known: set[str]) -> list[str]:
@@ -215,7 +220,27 @@ def _canonical(words: Sequence[str], known: set[str]) -> list[str]:
     return [spelling[_plain(word)] if word.startswith("--") else word for word in words]
 
 
-def _one_sentence(message: str) -> str:
-    """The message of jsonargparse on one line, the key as an option."""
-    line = " ".join(message.split())
-    return line.replace('Parser key "', "--").replace('": Expected', ": expected").replace('":', ":").rstrip(".")
+def _one_sentence(message: str, parser: ArgumentParser) -> str:
+    """What jsonargparse reports, on one line and in our words."""
+    line = " ".join(message.split()).rstrip(".")
+    if found := re.search(r'Parser key "(?P<key>[^"]+)":.*(?:Got|Given) value: (?P<value>.*)', line):
+        hints = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+        return f"--{found['key'].replace('_', '-')} is {found['value']}, expected {_in_words(hints.get(found['key']))}"
+    if found := re.search(r"the following arguments are required: (?P<keys>.+)", line):
+        return f"required: {', '.join('--' + key.strip() for key in found['keys'].split(','))}"
+    return line.replace('Parser key "', "--").replace('":', ":")
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a person would say it."""
+    simple = {int: "an integer", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    if hint in simple:
+        return simple[hint]
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, arguments))
+    if typing.get_origin(hint) is list:
+        return f"a list such as {[1, 2] if arguments == (int,) else ['a', 'b']}"
+    if arguments:
+        return " or ".join(_in_words(argument) for argument in arguments)
+    return str(hint)

@@ -117,8 +117,8 @@ def linear_accuracy(train: Rows, train_labels: Labels, test: Rows, test_labels: 
     """Computes the accuracy of multinomial logistic regression on standardised embeddings.
 
     scikit-learn's `StandardScaler` and `LogisticRegression` (L-BFGS, C = 1), stopped after 100
-    iterations at the latest: on many wide rows it has then not converged, which bounds the time and
-    regularises a little; on embeddings of a few hundred dimensions it mostly has.
+    iterations at the latest, which bounds the time; on rows of hundreds of columns it has not
+    converged by then, and more iterations rather lower the accuracy.
 
     Arguments:
         train: shape [train, dim], finite. A constant column is no trouble.

@@ -308,7 +308,7 @@ def _metric(key: str) -> tuple[str, str]:
     if _kind(key) == "recall@K" and at == "1":
         return "recall@1", "Queries whose nearest image is of their class."
     if _kind(key) == "instance_recall@K" and at == "1":
-        return "instance recall@1", "Images whose nearest neighbour is their other view; needs no labels."
+        return "instance recall@1", "Images whose other view is the nearest; needs no labels."
     return name.replace("@K", f"@{at}"), explanation.replace("the K nearest", nearest)
 
 
@@ -621,13 +621,15 @@ def _draw(paint: "Callable[[Axes, _Theme], None]", theme: _Theme) -> bytes:
             text.set_color(theme.ink)
             text.set_parse_math(False)
     buffer = io.BytesIO()
-    # Without the name of the drawing library's version, the same run gives the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png")
     return _fewer_colours(buffer.getvalue())
 
 
 def _fewer_colours(png: bytes) -> bytes:
-    """A plot has few colours: a palette of 128 looks the same and takes a third of the bytes."""
+    """A plot has few colours: a palette of 128 looks the same and takes a third of the bytes.
+
+    It also drops the metadata (the drawing library's version): the same run gives the same bytes.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()

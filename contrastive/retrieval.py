@@ -274,9 +274,9 @@ def instance_recall(
     for start in range(0, len(x), side):
         strip = x[start : start + side]
         rows = slice(start, start + len(strip))
-        own = _similarity(strip, y[rows], metric).diagonal()[:, None].contiguous()
+        own = similarity(strip, y[rows], metric).diagonal()[:, None].contiguous()
         for first in range(0, len(y), side):
-            scores = _similarity(strip, y[first : first + side], metric)
+            scores = similarity(strip, y[first : first + side], metric)
             if first == start:
                 scores.diagonal().copy_(own.squeeze(1))
             higher[rows] += (scores > own).sum(1)
@@ -312,7 +312,8 @@ def as_pair(
     function: str, queries: Rows, gallery: Rows, names: tuple[str, str]
 ) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, "gallery dim"]]:
     """Two sets of embeddings, of one width, device and precision (the wider of the two)."""
-    x, y = as_rows(function, names[0], queries), as_rows(function, names[1], gallery)
+    x = as_rows(function, names[0], queries)
+    y = x if gallery is queries else as_rows(function, names[1], gallery)
     if x.shape[1] != y.shape[1]:
         raise InputError(
             f"{function}: {names[0]} have shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}, "
@@ -321,7 +322,8 @@ def as_pair(
     if x.device != y.device:
         raise InputError(f"{function}: {names[0]} are on {x.device} and {names[1]} on {y.device}, expected one device")
     dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)
+    x = x.to(dtype)
+    return x, (x if gallery is queries else y.to(dtype))
 
 
 def label_ids(function: str, *labels: tuple[str, Labels | None, int]) -> list[Int64[Tensor, " rows"]]:
@@ -424,7 +426,7 @@ def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     return x / torch.where(length > 0, length, 1.0)
 
 
-def _similarity(x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None) -> Tensor:
+def similarity(x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None) -> Tensor:
     """Scores of a block up to a term of the row alone: x.y, or 2 x.y - |y|^2 for the distance.
 
     Always a product of two matrices: equal rows then get equal scores wherever they stand, which the
@@ -436,10 +438,11 @@ def _similarity(x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None
     if columns == 1:
         y = y.expand(2, -1)
         squares = None if squares is None else squares.expand(2)
-    if metric != "euclidean":
-        return (x @ y.T)[:rows, :columns]
-    squares = y.square().sum(1) if squares is None else squares
-    return torch.addmm(squares.neg(), x, y.T, alpha=2.0)[:rows, :columns]
+    with torch.autocast(x.device.type, enabled=False):  # it would compute in bfloat16
+        if metric != "euclidean":
+            return (x @ y.T)[:rows, :columns]
+        squares = y.square().sum(1) if squares is None else squares
+        return torch.addmm(squares.neg(), x, y.T, alpha=2.0)[:rows, :columns]
 
 
 def _strips(
@@ -514,7 +517,7 @@ def _torch_rows(
     best: tuple[Tensor, Tensor] | None = None
     for first in range(0, len(y), width):
         block = slice(first, first + width)
-        scores = _similarity(x, y[block], metric, None if squares is None else squares[block])
+        scores = similarity(x, y[block], metric, None if squares is None else squares[block])
         if own is not None:
             inside = ((own >= first) & (own < first + scores.shape[1])).nonzero().squeeze(1)
             scores[inside, own[inside] - first] = -torch.inf
@@ -628,10 +631,12 @@ def bootstrap_interval(
     rows = len(values)
     generator = np.random.default_rng(seed)
     means = []
-    step = max(1, min(resamples, 2**22 // rows))
+    step = max(1, 2**20 // rows)
     for first in range(0, resamples, step):
-        count = min(step, resamples - first)
-        drawn = generator.integers(0, rows, size=(count, rows)) + np.arange(count)[:, None] * rows
-        times = torch.from_numpy(np.bincount(drawn.ravel(), minlength=count * rows)).view(count, rows)
-        means.append(times.double() @ values / rows)
+        # How often each query is drawn, one resample at a time: the counts stay in the cache.
+        times = [
+            np.bincount(generator.integers(0, rows, rows), minlength=rows)
+            for _ in range(first, min(first + step, resamples))
+        ]
+        means.append(torch.from_numpy(np.stack(times)).double() @ values / rows)
     return torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T

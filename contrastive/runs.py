@@ -26,6 +26,7 @@ import torch
 import yaml
 
 from contrastive.errors import InputError
+from contrastive.files import save_tensors, write_text
 
 if TYPE_CHECKING:
     from contrastive.data import ImageData
@@ -92,7 +93,7 @@ def claim(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"--out: {folder} cannot be written: {error}") from error
 
@@ -141,15 +142,13 @@ def finish(
     Returns:
         The report's path.
     """
-    from safetensors.torch import save_file
-
     from contrastive.report import Report, write_report
     from contrastive.training import read_history
 
     tensors = {"embeddings": measured.embeddings, "projections": measured.projections}
     if data.test.labels is not None:
         tensors["labels"] = data.test.labels
-    save_file({k: v.contiguous() for k, v in tensors.items()}, out / "embeddings.safetensors")
+    save_tensors(out / "embeddings.safetensors", tensors)
     report = Report(
         title=title,
         figures=measured.figures,
@@ -188,7 +187,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         path: of the file.
         content: numbers, strings, lists and dicts.
     """
-    _write(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def environment(seed: int) -> dict[str, str]:
@@ -262,12 +261,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

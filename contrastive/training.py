@@ -6,7 +6,6 @@ pure function of (seed, step), every epoch's order of (seed, epoch), so a checkp
 
 import csv
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from contrastive.batches import Batches, derived_seed
 from contrastive.errors import InputError
+from contrastive.files import replacing, save_tensors
 
 __all__ = ["FitResult", "fit", "newest_checkpoint", "read_history"]
 
@@ -269,10 +269,8 @@ class _TwoViews(pl.LightningModule):
         self.seconds_before = checkpoint["seconds"]
 
     def _failure(self, what: str, ids: Tensor, views: Tensor) -> InputError:
-        from safetensors.torch import save_file
-
         path = self.out / f"failed-step-{self.global_step}.safetensors"
-        save_file({"ids": ids.cpu().contiguous(), "views": views.cpu().contiguous()}, path)
+        save_tensors(path, {"ids": ids, "views": views})
         return InputError(
             f"training stopped at step {self.global_step} (epoch {self.current_epoch}): {what}; the batch is saved in "
             f"{path}; a lower learning rate or a higher temperature is the usual remedy"
@@ -289,15 +287,8 @@ class _WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 def _csv_logger(out: Path, resume_from: Path | None) -> CSVLogger:

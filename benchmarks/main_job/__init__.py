@@ -1,0 +1,1 @@
+"""The main job on real data: `kpair train`, several seeds, with and without a miner."""
