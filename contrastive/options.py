@@ -46,7 +46,7 @@ class Part:
             InputError: for an unknown name, with the nearest known one.
         """
         for known, function in self.choices.items():
-            if name == known or (known.endswith(":") and name.startswith(known) and len(name) > len(known)):
+            if name == known if not known.endswith(":") else name.startswith(known) and name != known:
                 return function
         known_names = [f"{k}NAME" if k.endswith(":") else k for k in self.choices]
         raise InputError(
@@ -93,12 +93,13 @@ def parse(
     settings = _read_config(_value(words, "--config"), parts)
     names = {}
     for option, part in parts.items():
-        name = _value(words, f"--{option}.name") or settings.get(option, {}).get("name") or part.default
+        in_file = settings.get(option, {}).get("name", part.default)
+        name = _value(words, f"--{option}.name") or in_file
+        if option in settings and name != in_file:
+            settings[option] = {"name": name}  # the file's options belong to the part that it named
         names[option] = name, part.resolve(option, name)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument(
-        "--config", action="config", help="a YAML file of these options; the command line goes before it"
-    )
+    parser.add_argument("--config", action="config", help="a YAML file of these options; the command line overrides it")
     add_options(parser)
     for option, part in parts.items():
         _add_part(parser, option, part, *names[option])
@@ -177,8 +178,17 @@ def _add_part(parser: ArgumentParser, option: str, part: Part, name: str, functi
             type=_yaml_type(kind),
             required=required,
             **({} if required else {"default": default}),
-            help=" ".join((documented.get(parameter.name) or "").split()).replace("%", "%%"),
+            help=_help(documented.get(parameter.name) or ""),
         )
+
+
+def _help(text: str) -> str:
+    """A docstring's description without its markup."""
+    return (
+        re.sub(r":\w+:`([^`]*)`|`+([^`]*)`+", r"\1\2", " ".join(text.split()))
+        .replace("\\log \\tau", "log tau")
+        .rstrip(".")
+    )
 
 
 def _yaml_type(hint: Any) -> Any:

@@ -267,6 +267,9 @@ class _TwoViews(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.last_loss = checkpoint["last_loss"]
         self.seconds_before = checkpoint["seconds"]
+        # Lightning restores a loader's state in the middle of an epoch only, not at its end.
+        epoch, given = divmod(checkpoint["global_step"], len(self.batches))
+        self.batches.load_state_dict({"epoch": epoch, "given": given})
 
     def _failure(self, what: str, ids: Tensor, views: Tensor) -> InputError:
         path = self.out / f"failed-step-{self.global_step}.safetensors"

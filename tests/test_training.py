@@ -1,0 +1,187 @@
+"""Training: the order of batches, exact resume, figures that are finite or a run that stops."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from contrastive.batches import Batches, derived_seed
+from contrastive.criterion import KPairLoss
+from contrastive.critics import Cosine
+from contrastive.encoders import Recipe, build
+from contrastive.errors import InputError
+from contrastive.training import fit, newest_checkpoint, read_history
+
+IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+RECIPE = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
+
+
+def noise(images):
+    return images + 0.2 * torch.randn_like(images)
+
+
+class Stop(Exception):
+    """The machine fails."""
+
+
+def train(out, *, epochs=4, fail_at=None, resume=False, **options):
+    """Trains a small network; returns its weights and the result. `fail_at`: raises at that step."""
+    encoder, projector = build(RECIPE, seed=0)
+    steps = 0
+
+    def view(images):
+        nonlocal steps
+        steps += 1
+        if fail_at is not None and steps == fail_at:
+            raise Stop
+        return noise(images)
+
+    options = {"batch_size": 8, "lr": 1e-2, "seed": 5, "each_epoch": lambda: {"held_out_bound": 1.0}} | options
+    checkpoint = newest_checkpoint(out) if resume else None
+    result = fit(
+        encoder,
+        projector,
+        KPairLoss(Cosine()),
+        IMAGES,
+        view=view,
+        out=out,
+        epochs=epochs,
+        resume_from=checkpoint,
+        **options,
+    )
+    return nn.Sequential(encoder, projector).state_dict(), result
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_batches_cover_each_epoch_once_in_a_new_order():
+    batches = Batches(IMAGES, 8, seed=1)
+    epochs = [[ids for ids, _ in batches] for _ in range(2)]
+    for epoch in epochs:
+        seen = torch.cat(epoch)
+        assert len(seen) == 48 == len(seen.unique())
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+    again = [ids for ids, _ in Batches(IMAGES, 8, seed=1)]
+    assert all(torch.equal(a, b) for a, b in zip(again, epochs[0], strict=True))
+    ids, images = next(iter(Batches(IMAGES, 8, seed=1)))
+    assert torch.equal(images, IMAGES[ids])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 6, 7, 11, 12])
+def test_batches_go_on_where_they_were(taken):
+    def stream(batches, count):
+        found = []
+        while len(found) < count:
+            for ids, _ in batches:
+                found.append(ids.tolist())
+                if len(found) == count:
+                    break
+        return found
+
+    whole = stream(Batches(IMAGES, 8, seed=1), 18)
+    first = Batches(IMAGES, 8, seed=1)
+    start = stream(first, taken)
+    second = Batches(IMAGES, 8, seed=1)
+    second.load_state_dict(first.state_dict())
+    assert start + stream(second, 18 - taken) == whole
+
+
+def test_derived_seeds_differ():
+    seeds = {derived_seed(a, b) for a in range(50) for b in range(50)}
+    assert len(seeds) == 2500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint_every", "fail_at"), [(None, 20), (None, 7), (2, 5), (4, 17), (3, 24)], ids=lambda value: str(value)
+)
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_path, checkpoint_every, fail_at):
+    whole, result = train(tmp_path / "whole", checkpoint_every=checkpoint_every)
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", checkpoint_every=checkpoint_every, fail_at=fail_at)
+    torch.rand(7)  # another place in the global random stream must not matter
+    resumed, resumed_result = train(tmp_path / "broken", checkpoint_every=checkpoint_every, resume=True)
+    assert equal(whole, resumed)
+    assert resumed_result.final_loss == result.final_loss
+    assert resumed_result.steps == result.steps == 24
+    assert read_history(tmp_path / "broken") == read_history(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_one_seed_one_result_and_another_seed_another(tmp_path):
+    first, one = train(tmp_path / "a")
+    again, two = train(tmp_path / "b")
+    other, three = train(tmp_path / "c", seed=6)
+    assert equal(first, again)
+    assert one.final_loss == two.final_loss != three.final_loss
+    assert not equal(first, other)
+
+
+@pytest.mark.slow
+def test_the_history_has_every_step_and_epoch(tmp_path):
+    train(tmp_path)
+    rows = read_history(tmp_path)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(24))
+    assert [row["step"] for row in rows if "held_out_bound" in row] == [5, 11, 17, 23]
+    assert len(list((tmp_path / "checkpoints").glob("*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    whole, _ = train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", fail_at=20)
+    newest = max((tmp_path / "broken" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="cannot be read"):
+        resumed, _ = train(tmp_path / "broken", resume=True)
+    assert equal(whole, resumed)
+
+
+def test_no_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert read_history(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_training_that_is_not_finite_stops_and_saves_the_batch(tmp_path):
+    def view(images):
+        return noise(images) if torch.initial_seed() % 2 else noise(images) * float("nan")
+
+    encoder, projector = build(RECIPE, seed=0)
+    with pytest.raises(InputError, match=r"training stopped at step \d+ \(epoch 0\)") as caught:
+        fit(encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=tmp_path, epochs=3, batch_size=8)
+    (saved,) = tmp_path.glob("failed-step-*.safetensors")
+    assert str(saved) in str(caught.value)
+    batch = load_file(saved)
+    assert batch["ids"].shape == (8,)
+    assert batch["views"].shape == (16, 1, 8, 8)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    class Broken(nn.Module):
+        def forward(self, x, y):
+            return (x * y).sum() * float("inf")
+
+    encoder, projector = build(RECIPE, seed=0)
+    with pytest.raises(InputError, match=r"step 0 .*the loss is (nan|-?inf)"):
+        fit(encoder, projector, Broken(), IMAGES, view=noise, out=tmp_path, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 51])
+def test_batch_size_is_checked(tmp_path, batch_size):
+    with pytest.raises(InputError, match="expected 2 to 50"):
+        train(tmp_path, batch_size=batch_size)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path):
+    _, result = train(tmp_path, epochs=20)
+    losses = [row["loss"] for row in read_history(tmp_path) if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert result.images_per_second > 0
+    assert 0 <= result.loading_share < 1
