@@ -153,7 +153,8 @@ def write_report(report: Report, folder: Path) -> Path:
         cost=[(_COST.get(key, (_words(key), _short))[0], _cost(key, value)) for key, value in report.cost.items()],
         config=_yaml(report.config),
         environment={key: value for key, value in report.environment.items() if key != "command"},
-        command=report.environment.get("command"),
+        # As in the settings: what is copied must be what is seen.
+        command=_BIDI_CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", report.environment.get("command", "")),
     )
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
