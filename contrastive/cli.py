@@ -180,8 +180,18 @@ def _add_train_options(parser: ArgumentParser) -> None:
     add("--checkpoint-every", type=int | None, default=None, help="steps between checkpoints (default: each epoch)")
     add("--progress", type=bool | None, default=None, help="whether to show progress (default: on a terminal)")
     add("--tensorboard", type=bool, default=False, help="whether to log for TensorBoard beside metrics.csv")
-    add("--accelerator", type=str, default="auto", help="Lightning's: auto, cpu, gpu, mps")
-    add("--precision", type=str, default="32-true", help="Lightning's: 32-true, bf16-mixed, 16-mixed")
+    add(
+        "--accelerator",
+        type=Literal["auto", "cpu", "gpu", "mps"],
+        default="auto",
+        help="where to train; auto: the fastest there is",
+    )
+    add(
+        "--precision",
+        type=Literal["32-true", "bf16-mixed", "16-mixed"],
+        default="32-true",
+        help="of the network; scores and losses are float32 in any case",
+    )
 
 
 @dataclass(frozen=True)
@@ -304,6 +314,10 @@ def _check_train(config: dict[str, Any]) -> None:
     temperature = config["temperature"]
     if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
         raise InputError(f"--temperature is {temperature}, expected a positive number")
+    if config["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise InputError("--accelerator is gpu, but torch finds none here")
+    if config["accelerator"] == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--accelerator is mps, but torch finds none here")
     if config["seed"] < 0:
         raise InputError(f"--seed is {config['seed']}, expected at least 0")
 
@@ -397,6 +411,7 @@ def _try_once(encoder: nn.Module, images: ImageData) -> None:
         encoder.eval()
         with torch.no_grad():
             encoder(images.train.images[:2])
+        encoder.train()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--encoder: it cannot take images of {height} x {width} pixels: {reason}") from error

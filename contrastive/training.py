@@ -144,11 +144,12 @@ def fit(
             logger=loggers,
             callbacks=callbacks,
             plugins=[_WholeFiles()],
-            log_every_n_steps=max(1, epochs * len(batches) // 500),
+            log_every_n_steps=model.log_every,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        model.train()  # Lightning leaves the modes as it finds them
         start = time.perf_counter()
         trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
         elapsed = time.perf_counter() - start
@@ -214,6 +215,7 @@ class _TwoViews(pl.LightningModule):
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
         self.lr, self.weight_decay, self.steps, self.each_epoch = lr, weight_decay, steps, each_epoch
+        self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
         self.view_seconds = self.seconds_before = 0.0
@@ -236,8 +238,9 @@ class _TwoViews(pl.LightningModule):
             raise self._failure(f"the loss is {float(loss.detach())}", ids, views)
         self.last_loss = float(loss.detach())
         self.steps_now += 1
-        self.log("loss", loss, prog_bar=True)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]  # one optimiser
+        self.log("loss", loss, prog_bar=True, logger=False)
+        if self.global_step % self.log_every == 0 or self.global_step == self.steps - 1:
+            self._record({"loss": self.last_loss, "lr": self.optimizers().param_groups[0]["lr"]})  # type: ignore[union-attr]  # one optimiser
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -247,8 +250,7 @@ class _TwoViews(pl.LightningModule):
         with torch.no_grad():
             measured = self.each_epoch()
         self.train()
-        for logger in self.loggers:  # at once: `self.log` here would come after the epoch's checkpoint
-            logger.log_metrics(measured, step=self.global_step - 1)
+        self._record(measured, step=self.global_step - 1)
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -270,6 +272,13 @@ class _TwoViews(pl.LightningModule):
         # Lightning restores a loader's state in the middle of an epoch only, not at its end.
         epoch, given = divmod(checkpoint["global_step"], len(self.batches))
         self.batches.load_state_dict({"epoch": epoch, "given": given})
+
+    def _record(self, figures: dict[str, float], *, step: int | None = None) -> None:
+        """Logs at once: what `self.log` holds back would be missing from a checkpoint's curve after a crash."""
+        for logger in self.loggers:
+            logger.log_metrics(
+                {**figures, "epoch": self.current_epoch}, step=self.global_step if step is None else step
+            )
 
     def _failure(self, what: str, ids: Tensor, views: Tensor) -> InputError:
         path = self.out / f"failed-step-{self.global_step}.safetensors"
@@ -296,11 +305,12 @@ class _WholeFiles(TorchCheckpointIO):
 
 def _csv_logger(out: Path, resume_from: Path | None) -> CSVLogger:
     """A logger that keeps what earlier attempts logged up to the checkpoint; Lightning's deletes it."""
-    kept: list[dict[str, float]] = []
-    if resume_from is not None:
+    kept: list[dict[str, str]] = []
+    if resume_from is not None and (out / "metrics.csv").is_file():
         step = int(torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        kept = [row for row in read_history(out) if row["step"] < step]
-    logger = CSVLogger(out, name="", version="")
+        with (out / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    logger = CSVLogger(out, name="", version="", flush_logs_every_n_steps=50)
     logger.experiment.metrics = kept
     logger.save()
     return logger

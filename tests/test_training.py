@@ -27,6 +27,7 @@ class Stop(Exception):
 def train(out, *, epochs=4, fail_at=None, resume=False, **options):
     """Trains a small network; returns its weights and the result. `fail_at`: raises at that step."""
     encoder, projector = build(RECIPE, seed=0)
+    encoder.eval()  # whatever its caller did with it before
     steps = 0
 
     def view(images):
