@@ -93,7 +93,7 @@ class Cosine(nn.Module):
     @property
     def temperature(self) -> Tensor | float:
         r"""The current :math:`\tau`."""
-        return self.log_temperature.exp() if self.learnable else self._temperature
+        return as_float32(self.log_temperature).exp() if self.learnable else self._temperature
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""

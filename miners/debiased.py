@@ -35,7 +35,7 @@ def hcl(beta: float = 1.0, tau_plus: float = 0.0, *, min_score: float | None = N
             smallest present score.
 
     Raises:
-        ValueError: for a negative `beta` or a `tau_plus` outside [0, 1).
+        ValueError: for a negative `beta`, a `tau_plus` outside [0, 1) or a `min_score` that is no score.
 
     Example:
         >>> hcl(1.0)(torch.tensor([[5.0, 1.0, 0.0]]), torch.tensor([0])).exp()
@@ -49,8 +49,7 @@ def hcl(beta: float = 1.0, tau_plus: float = 0.0, *, min_score: float | None = N
     """
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"hcl: beta is {beta}, expected a finite number of at least 0")
-    if not 0 <= tau_plus < 1:
-        raise ValueError(f"hcl: tau_plus is {tau_plus}, expected a number in [0, 1)")
+    _check_prior("hcl", tau_plus, min_score)
     name = f"hcl(beta={beta}, tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
     facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
     return Miner(partial(_hcl, beta=beta, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
@@ -66,7 +65,7 @@ def debiased(tau_plus: float, *, min_score: float | None = None) -> Miner:
         min_score: as in `hcl`.
 
     Raises:
-        ValueError: for a `tau_plus` outside [0, 1).
+        ValueError: for a `tau_plus` outside [0, 1) or a `min_score` that is no score.
 
     Example:
         >>> debiased(0.1)(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([0])).exp()
@@ -76,11 +75,17 @@ def debiased(tau_plus: float, *, min_score: float | None = None) -> Miner:
         | Debiased Contrastive Learning (Chuang et al., 2020)
         | https://arxiv.org/abs/2007.00224
     """
-    if not 0 <= tau_plus < 1:
-        raise ValueError(f"debiased: tau_plus is {tau_plus}, expected a number in [0, 1)")
+    _check_prior("debiased", tau_plus, min_score)
     name = f"debiased(tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
     facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
     return Miner(partial(_hcl, beta=0.0, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
+
+
+def _check_prior(function: str, tau_plus: float, min_score: float | None) -> None:
+    if not 0 <= tau_plus < 1:
+        raise ValueError(f"{function}: tau_plus is {tau_plus}, expected a number in [0, 1)")
+    if min_score is not None and not min_score < math.inf:
+        raise ValueError(f"{function}: min_score is {min_score}, expected a score or None")
 
 
 def _hcl(
@@ -94,13 +99,17 @@ def _hcl(
 ) -> Tensor:
     kept = negatives(scores, targets)
     some = kept.any(1, keepdim=True)
+    # Relative to the hardest negative, nothing changes but the digits: with scores of 1e4 a log-sum would lose them.
+    hardest = scores.detach().masked_fill(~kept, -torch.inf).amax(1, keepdim=True).masked_fill(~some, 0.0)
+    scores = scores - hardest
     # Rows without negatives and columns that are absent take no part; what stands there must only be finite.
     tilted = (beta * scores.masked_fill(~kept, 0.0)).masked_fill(~kept, -torch.inf)
     log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
     log_total = torch.logsumexp(tilted.masked_fill(~some, 0.0), 1, keepdim=True)
     log_weights = tilted.masked_fill(~kept, 0.0) - log_total + log_count
     if tau_plus > 0:
-        log_weights = log_weights + _debiasing(scores, targets, kept, log_weights, log_count, tau_plus, min_score)
+        floor = None if min_score is None else min_score - hardest
+        log_weights = log_weights + _debiasing(scores, targets, kept, log_weights, log_count, tau_plus, floor)
     return torch.where(kept, log_weights, 0.0)
 
 
@@ -111,7 +120,7 @@ def _debiasing(
     log_weights: Tensor,
     log_count: Tensor,
     tau_plus: float,
-    min_score: float | None,
+    floor: Tensor | None,
 ) -> Tensor:
     """Log of (debiased sum / weighted sum) of each row: one constant a row."""
     some = kept.any(1, keepdim=True)
@@ -125,11 +134,8 @@ def _debiasing(
     ratio = log_positives - log_sum
     larger = ratio < 0
     log_difference = log_sum + torch.log(-torch.expm1(ratio.masked_fill(~larger, -1.0)))
-    if min_score is None:
-        smallest = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
-        smallest = torch.where(some, smallest, 0.0)
-    else:
-        smallest = torch.full_like(log_sum, min_score)
-    floor = log_count + smallest
+    if floor is None:
+        floor = torch.where(kept, scores, torch.inf).amin(1, keepdim=True)
+        floor = torch.where(some, floor, 0.0)
     log_debiased = torch.where(larger, log_difference - math.log1p(-tau_plus), -torch.inf)
-    return torch.maximum(log_debiased, floor) - log_sum
+    return torch.maximum(log_debiased, log_count + floor) - log_sum

@@ -97,7 +97,8 @@ def _semihard(
     scores: Tensor, targets: Tensor, anchors: Tensor | None, *, margin: float, fallback: WeighsNegatives | None
 ) -> Tensor:
     positive = target_scores(scores, targets)
-    kept = negatives(scores, targets) & (scores < positive) & (scores > positive - margin)
+    # Both sides of a difference: with scores of 1e4 the sum positive - margin would lose the margin's digits.
+    kept = negatives(scores, targets) & (scores < positive) & (scores - positive > -margin)
     log_weights = _dropped(scores).masked_fill(kept, 0.0).scatter(1, targets[:, None], 0.0)
     if fallback is None:
         return log_weights

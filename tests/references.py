@@ -1,0 +1,240 @@
+"""Slow references, written straight from the papers' formulas, and what the test modules share.
+
+The loops run over `Decimal` with 50 digits: there the formulas can stand as they are printed, e^10000 and all, without
+the shifts and the log-sums that the library needs, and without rounding of their own. Scores go in as tensors, floats
+come out; -inf is an absent candidate, and `exp` of it is 0.
+"""
+
+import functools
+import itertools
+import math
+from contextlib import contextmanager
+from decimal import Decimal, localcontext
+
+import jaxtyping
+import pytest
+import torch
+
+INF = math.inf
+
+
+@contextmanager
+def refused(*words):
+    """Expects a ValueError whose message holds all `words`, with the signatures unchecked as they are for users.
+
+    Under pytest jaxtyping checks every signature before the function runs, and its own error would hide the library's.
+    jaxtyping reads this switch at every call, so the very functions that the other tests call are called here.
+    """
+    checked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  # the words are checked below
+            yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", checked)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def scores_with_gaps(anchors, candidates, *, absent=0.2, dtype=torch.float64, scale=1.0):
+    """Random scores, random targets, and a share of absent candidates that spares the targets."""
+    scores = scale * torch.randn(anchors, candidates, dtype=torch.float64)
+    targets = torch.randint(candidates, (anchors,))
+    gaps = (torch.rand(anchors, candidates) < absent).scatter(1, targets[:, None], False)
+    return scores.masked_fill(gaps, -INF).to(dtype), targets
+
+
+def gradient(loss, *inputs):
+    """The gradients of the sum of `loss`; zeros where it does not depend on an input."""
+    return torch.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
+
+
+def _exactly(function):
+    @functools.wraps(function)
+    def with_many_digits(*args, **kwargs):
+        with localcontext(prec=50):
+            return function(*args, **kwargs)
+
+    return with_many_digits
+
+
+def _decimals(x):
+    return [[Decimal(value) for value in row] for row in x.tolist()]
+
+
+def _rows(scores, targets, log_weights):
+    """Scores, target and log-weights of every row; None for the scores of a row without any candidate."""
+    weights = torch.zeros_like(scores) if log_weights is None else log_weights
+    for row, target, weight in zip(_decimals(scores), targets.tolist(), _decimals(weights), strict=True):
+        yield (None if all(s == Decimal("-inf") for s in row) else row), target, weight
+
+
+def softplus(d):
+    return (1 + d.exp()).ln()
+
+
+def hinge(d):
+    return max(Decimal(0), d + 1)
+
+
+@_exactly
+def kpair(scores, targets, log_weights=None):
+    """Sohn (2016), eq. 6, weighted: log(sum_j w_ij exp(s_ij - s_it)), with w_it = 1."""
+    return [
+        0.0 if row is None else float(sum(w.exp() * (s - row[t]).exp() for s, w in zip(row, weights, strict=True)).ln())
+        for row, t, weights in _rows(scores, targets, log_weights)
+    ]
+
+
+@_exactly
+def decoupled(scores, targets, log_weights=None):
+    """Yeh et al. (2022): the same sum without the positive; 0 where nothing is left."""
+    losses = []
+    for row, t, weights in _rows(scores, targets, log_weights):
+        total = 0 if row is None else sum(weights[j].exp() * (row[j] - row[t]).exp() for j in range(len(row)) if j != t)
+        losses.append(float(total.ln()) if total else 0.0)
+    return losses
+
+
+@_exactly
+def pairwise(scores, targets, log_weights=None, *, link=softplus):
+    """The weighted mean over negatives of link(s_ij - s_it): Schroff et al. (2015) with the hinge."""
+    losses = []
+    for row, t, weights in _rows(scores, targets, log_weights):
+        pairs = [] if row is None else [j for j in range(len(row)) if j != t and row[j].is_finite()]
+        total = sum(weights[j].exp() for j in pairs)
+        kept = [j for j in pairs if weights[j].is_finite()]
+        losses.append(float(sum(weights[j].exp() / total * link(row[j] - row[t]) for j in kept)))
+    return losses
+
+
+@_exactly
+def supcon(scores, positives, log_weights=None, *, keep_positives=True):
+    """Khosla et al. (2020), eq. 2: the mean over positives p of -log(e^{s_ip} / sum_a e^{s_ia})."""
+    losses = []
+    for i, (row, _, weights) in enumerate(_rows(scores, torch.zeros(len(scores)), log_weights)):
+        ours = [j for j, is_positive in enumerate(positives[i].tolist()) if is_positive]
+        others = [j for j in range(scores.shape[1]) if j not in ours]
+        total = Decimal(0)
+        for p in ours:
+            rivals = sum(weights[j].exp() * (row[j] - row[p]).exp() for j in others)
+            rivals += sum((row[j] - row[p]).exp() for j in ours if keep_positives and j != p)
+            total += (1 + rivals).ln()
+        losses.append(float(total / len(ours)) if ours else 0.0)
+    return losses
+
+
+@_exactly
+def nwj(scores, targets):
+    """Nguyen et al. (2010): mean of s at the pairs, less mean of e^(s - 1) at all the others."""
+    rows = [(row, t) for row, t, _ in _rows(scores, targets, None) if row is not None]
+    pairs = [row[t] for row, t in rows]
+    others = [s for row, t in rows for j, s in enumerate(row) if j != t and s.is_finite()]
+    return float(sum(pairs) / len(pairs) - sum((s - 1).exp() for s in others) / len(others))
+
+
+def _mined(weigh):
+    """A loop over rows: `weigh(row, target, negatives)` gives the weight of every negative, a dict of Decimals."""
+
+    @_exactly
+    def miner(scores, targets):
+        log_weights = torch.zeros(scores.shape, dtype=torch.float64)
+        for i, (row, t, _) in enumerate(_rows(scores, targets, None)):
+            negatives = [] if row is None else [j for j in range(len(row)) if j != t and row[j].is_finite()]
+            if negatives:
+                for j, weight in weigh(row, t, negatives).items():
+                    log_weights[i, j] = float(weight.ln()) if weight else -INF
+        return log_weights
+
+    return miner
+
+
+def topk(k):
+    """Weight 1 for the k negatives of the highest score."""
+
+    def weigh(row, t, negatives):
+        kept = sorted(negatives, key=lambda j: row[j], reverse=True)[:k]
+        return {j: Decimal(j in kept) for j in negatives}
+
+    return _mined(weigh)
+
+
+def semihard(margin, fallback=None):
+    """Schroff et al. (2015): d_ap < d_an < d_ap + m, in scores; `fallback(row, t, negatives)` for a row without any."""
+
+    def weigh(row, t, negatives):
+        kept = [j for j in negatives if row[t] - Decimal(margin) < row[j] < row[t]]
+        if not kept and fallback is not None:
+            return fallback(row, t, negatives)
+        return {j: Decimal(j in kept) for j in negatives}
+
+    return _mined(weigh)
+
+
+def hardest_of(row, t, negatives):
+    """The fallback that keeps the hardest negative."""
+    hardest = max(negatives, key=lambda j: row[j])
+    return {j: Decimal(j == hardest) for j in negatives}
+
+
+def hcl(beta, tau_plus=0.0, min_score=None):
+    """Robinson et al. (2021), with the debiasing of Chuang et al. (2020), as in their criterion (`hcl_criterion`)."""
+
+    def weigh(row, t, negatives):
+        count = len(negatives)
+        importance = {j: (Decimal(beta) * row[j]).exp() for j in negatives}
+        mean = sum(importance.values()) / count
+        weights = {j: importance[j] / mean for j in negatives}
+        total = sum(weights[j] * row[j].exp() for j in negatives)
+        smallest = min(row[j] for j in negatives) if min_score is None else Decimal(min_score)
+        tau = Decimal(tau_plus)
+        debiased = max((total - tau * count * row[t].exp()) / (1 - tau), count * smallest.exp())
+        return {j: weights[j] * (debiased / total if tau_plus else 1) for j in negatives}
+
+    return _mined(weigh)
+
+
+def hcl_criterion(first, second, *, temperature, beta, tau_plus):
+    """The criterion of the official code (estimator 'hard'), with its exponentials: one loss per anchor.
+
+    https://github.com/joshr17/HCL/blob/main/image/main.py
+    """
+    batch = len(first)
+    out = torch.cat([first, second])
+    neg = torch.exp(out @ out.T / temperature)
+    mask = ~torch.eye(batch, dtype=torch.bool).repeat(2, 2)
+    neg = neg.masked_select(mask).view(2 * batch, -1)
+    pos = torch.exp((first * second).sum(-1) / temperature)
+    pos = torch.cat([pos, pos])
+    count = batch * 2 - 2
+    imp = (beta * neg.log()).exp()
+    reweighted = (imp * neg).sum(-1) / imp.mean(-1)
+    rest = (-tau_plus * count * pos + reweighted) / (1 - tau_plus)
+    rest = torch.clamp(rest, min=count * math.e ** (-1 / temperature))
+    return -torch.log(pos / (pos + rest))
+
+
+class Channel:
+    """A discrete channel p(x, y) with every draw of a positive and N negatives written out: no sampling error.
+
+    A tabular critic f[x, y] scores the rows, so the expectation of a loss is a weighted sum over rows.
+    """
+
+    def __init__(self, joint, negatives):
+        symbols = len(joint)
+        draws = torch.tensor(list(itertools.product(range(symbols), repeat=2 + negatives)))
+        self.x, self.y = draws[:, 0], draws[:, 1:]
+        self.probability = joint[self.x, self.y[:, 0]] * joint.sum(0)[self.y[:, 1:]].prod(1)
+        independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+        self.information = float((joint * (joint / independent).log()).sum())
+        self.symbols = symbols
+
+    def scores(self, critic):
+        """One row for every draw; its positive is column 0."""
+        return critic[self.x[:, None], self.y]
+
+    def targets(self):
+        return torch.zeros(len(self.x), dtype=torch.int64)
+
+    def mean(self, losses):
+        return (self.probability * losses).sum()

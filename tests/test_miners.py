@@ -1,0 +1,410 @@
+"""One contract over all miners, each against its loop; then what is special about single ones."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import references
+import torch
+from references import INF, gradient, refused, scores_with_gaps
+
+import miners
+from contrastive import infonce_bound, kpair_loss
+from contrastive.scores import MiningFacts, negatives
+from miners import Miner, debiased, detached, hardest, hcl, semihard, topk
+
+# (miner, its slow reference). A new miner is at least one more line.
+TABLE = [
+    (topk(1), references.topk(1)),
+    (topk(3), references.topk(3)),
+    (topk(100), references.topk(100)),
+    (hardest(), references.topk(1)),
+    (semihard(0.7), references.semihard(0.7)),
+    (semihard(0.7, fallback=hardest()), references.semihard(0.7, references.hardest_of)),
+    (hcl(0.0), references.hcl(0.0)),
+    (hcl(1.0), references.hcl(1.0)),
+    (hcl(50.0), references.hcl(50.0)),
+    (hcl(1.0, 0.1), references.hcl(1.0, 0.1)),
+    (hcl(1.0, 0.6), references.hcl(1.0, 0.6)),
+    (hcl(2.0, 0.3, min_score=-8.0), references.hcl(2.0, 0.3, -8.0)),
+    (debiased(0.0), references.hcl(0.0)),
+    (debiased(0.1), references.hcl(0.0, 0.1)),
+    (debiased(0.9, min_score=-8.0), references.hcl(0.0, 0.9, -8.0)),
+    (detached(hcl(1.0)), references.hcl(1.0)),
+    (detached(topk(2)), references.topk(2)),
+]
+NOT_MINERS = {"Miner"}
+
+
+@pytest.fixture(params=TABLE, ids=lambda row: repr(row[0]))
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def miner(case):
+    return case[0]
+
+
+def close(actual, expected, tolerance):
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def rows(dtype=torch.float64):
+    """Ordinary rows, then padding, nothing but the positive, one negative only, ties, equal scores, +-1e4."""
+    scores, targets = scores_with_gaps(11, 7)
+    scores[2] = -INF
+    scores[3] = scores[3].new_full((7,), -INF).scatter(0, targets[3], 1.5)
+    scores[4] = torch.tensor([0.5, 0.1, *[-INF] * 5])
+    scores[5] = torch.tensor([1.0, 0.5, 0.5, 0.5, 0.2, 0.2, -INF])
+    scores[6] = 0.25
+    scores[7] = torch.tensor([10000.0, 9999.5, 9999.0, 9998.0, -10000.0, -INF, -INF])
+    scores[8] = torch.tensor([-10000.0, 10000.0, 9999.0, -9999.5, -10000.0, -INF, -INF])
+    scores[9] = torch.tensor([10000.0, -9999.5, -9999.0, -10000.0, -10000.0, -INF, -INF])
+    scores[10] = -10000.0
+    targets[4:] = 0
+    return scores.to(dtype), targets
+
+
+def without_ties(anchors=6, candidates=9):
+    return scores_with_gaps(anchors, candidates)
+
+
+def test_every_exported_miner_has_its_line():
+    named = {repr(miner).split("(")[0] for miner, _ in TABLE}
+    assert set(miners.__all__) - NOT_MINERS <= named
+
+
+class TestEveryMiner:
+    def test_equals_its_loop(self, case):
+        miner, loop = case
+        scores, targets = without_ties()
+        scores[1] = -INF
+        scores[2] = scores[2].new_full((9,), -INF).scatter(0, targets[2], 1.0)
+        present = scores > -INF
+        found = miner(scores, targets)
+        close(found[present], loop(scores, targets)[present], 1e-12)
+
+    def test_shape_dtype_target_and_values(self, miner):
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            scores, targets = rows(dtype)
+            found = miner(scores, targets)
+            assert found.shape == scores.shape
+            assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert not found.gather(1, targets[:, None]).any()
+            assert not torch.isnan(found).any()
+            assert (found < INF).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_low_precision_sees_the_rounded_scores(self, case, dtype):
+        miner, loop = case
+        scores, targets = without_ties(40, 9)
+        scores = scores.to(dtype)
+        # Rounding makes ties, and among them any may be kept: rows with a tie are the business of another test.
+        distinct = torch.tensor([len(set(row)) == len(row) for row in scores.masked_fill(scores == -INF, 0).tolist()])
+        distinct |= torch.tensor(
+            [len({s for s in row if s > -INF}) == sum(s > -INF for s in row) for row in scores.tolist()]
+        )
+        assert distinct.sum() > 20
+        scores, targets = scores[distinct], targets[distinct]
+        present = scores > -INF
+        # beta = 50 stretches the scores, and with them the rounding of float32, by 50.
+        tolerance = 1e-4 if "50.0" in repr(miner) else 3e-6
+        close(miner(scores, targets)[present], loop(scores, targets)[present], tolerance)
+
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"),
+        [(torch.float64, 1e-11), (torch.float32, 3e-6), (torch.float16, 3e-6), (torch.bfloat16, 3e-6)],
+    )
+    def test_scores_of_ten_thousand(self, case, dtype, tolerance):
+        miner, loop = case
+        scores = torch.tensor(
+            [
+                [10000.0, 9999.5, 9999.0, 9998.0, -10000.0, -INF],
+                [-10000.0, 10000.0, 9999.0, -9999.5, -9990.0, -INF],
+                [10000.0, -9999.5, -9999.0, -10000.0, 3.0, -INF],
+                [9999.75, 10000.0, 9999.5, 9990.0, 9980.0, 9970.0],
+            ],
+            dtype=torch.float64,
+        )
+        if dtype in (torch.float16, torch.bfloat16):  # steps of 8 and 64 there: keep the rows free of ties
+            scores = (scores / 500).round() * 512 + torch.arange(6) * 64 * (scores > -INF)
+        scores, targets = scores.to(dtype), torch.zeros(4, dtype=torch.int64)
+        present = scores > -INF
+        close(miner(scores, targets)[present], loop(scores, targets)[present], tolerance)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    def test_loss_and_gradient_stay_finite_in_every_corner(self, miner, dtype):
+        scores, targets = rows(dtype)
+        scores.requires_grad_()
+        loss = kpair_loss(scores, targets, log_weights=miner(scores, targets))
+        assert loss[[2, 3]].tolist() == [0.0, 0.0]
+        found = gradient(loss, scores)[0]
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(found).all()
+        assert not found[[2, 3]].any()
+        assert not found[scores == -INF].any()
+        assert found[:2].any()
+
+    def test_gradient_through_the_weights(self, miner):
+        scores, targets = scores_with_gaps(4, 6, absent=0.0)
+        stopped, fixed = repr(miner).startswith("detached"), scores.clone()
+
+        def loss(s):
+            # Where the weights are detached the gradient is that of constant weights.
+            log_weights = miner(fixed, targets) if stopped else miner(s, targets)
+            return kpair_loss(s, targets, log_weights=log_weights)
+
+        scores.requires_grad_()
+        assert torch.autograd.gradcheck(loss, (scores,))
+        assert torch.autograd.gradgradcheck(loss, (scores,), atol=1e-4 if "50.0" in repr(miner) else 1e-5)
+        mined = kpair_loss(scores, targets, log_weights=miner(scores, targets))
+        close(gradient(mined, scores)[0], gradient(loss(scores), scores)[0], 1e-15)
+
+    def test_absent_candidates_change_nothing(self, miner):
+        scores, targets = scores_with_gaps(5, 7, absent=0.0)
+        expected = kpair_loss(scores, targets, log_weights=miner(scores, targets))
+        places = torch.tensor([3, 0, 6, 1, 2, 5, 4])
+        wide = torch.full((5, 12), -INF, dtype=torch.float64)
+        wide[:, places] = scores
+        moved = places[targets]
+        log_weights = miner(wide, moved)
+        close(log_weights[:, places], miner(scores, targets), 1e-13)
+        absent = wide == -INF
+        for value in (0.0, -INF, 1e4, -1e4):
+            assert torch.equal(
+                kpair_loss(wide, moved, log_weights=log_weights.masked_fill(absent, value)),
+                kpair_loss(wide, moved, log_weights=log_weights),
+            )
+        close(kpair_loss(wide, moved, log_weights=log_weights), expected, 1e-13)
+
+    def test_rows_do_not_see_each_other(self, miner):
+        scores, targets = rows()
+        found = miner(scores, targets)
+        for i in range(len(scores)):
+            assert torch.equal(miner(scores[i : i + 1], targets[i : i + 1]), found[i : i + 1])
+            assert torch.equal(
+                miner(scores[i : i + 1], targets[i : i + 1], anchors=torch.tensor([i])), found[i : i + 1]
+            )
+
+    def test_order_of_candidates(self, miner):
+        scores, targets = without_ties()
+        columns = torch.randperm(9)
+        moved = miner(scores[:, columns], columns.argsort()[targets])
+        close(moved, miner(scores, targets)[:, columns], 1e-13)
+
+    def test_shift_of_a_row(self, miner):
+        if "min_score" in repr(miner):
+            return  # the floor is an absolute score: `TestDebiasing` moves it along
+        scores, targets = without_ties()
+        shifts = torch.tensor([0.0, 0.5, -2.0, 8.0, -64.0, 256.0], dtype=torch.float64)[:, None]
+        close(miner(scores + shifts, targets), miner(scores, targets), 1e-10)
+
+    def test_inputs_are_left_alone_and_need_not_be_contiguous(self, miner):
+        scores, targets = rows()
+        before = scores.clone(), targets.clone()
+        found = miner(scores, targets)
+        assert torch.equal(scores, before[0])
+        assert torch.equal(targets, before[1])
+        strided = scores.T.contiguous().T, torch.stack([targets, targets], 1)[:, 0]
+        assert not any(x.is_contiguous() for x in strided)
+        close(miner(*strided), found, 1e-15)
+
+    def test_survives_pickle_and_deepcopy(self, miner):
+        scores, targets = rows()
+        for other in (pickle.loads(pickle.dumps(miner)), copy.deepcopy(miner), copy.copy(miner)):
+            assert repr(other) == repr(miner)
+            assert other.facts == miner.facts
+            assert torch.equal(other(scores, targets), miner(scores, targets))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_autocast_changes_nothing(self, miner, dtype):
+        scores, targets = rows(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = miner(scores, targets)
+        assert torch.equal(found, miner(scores, targets))
+
+    def test_without_negatives_or_rows(self, miner):
+        for shape in ((0, 0), (0, 4), (3, 1), (1, 1)):
+            scores = torch.randn(shape, requires_grad=True)
+            targets = torch.zeros(shape[0], dtype=torch.int64)
+            found = miner(scores, targets)
+            assert found.shape == shape
+            assert not found.any()
+            loss = kpair_loss(scores, targets, log_weights=found)
+            assert not loss.any()
+            assert not gradient(loss, scores)[0].any()
+
+    def test_one_negative_that_is_harder_than_the_positive(self, miner):
+        scores = torch.tensor([[0.0, 0.5], [0.0, -0.5]], dtype=torch.float64)
+        targets = torch.zeros(2, dtype=torch.int64)
+        found = miner(scores, targets)
+        if repr(miner) == "semihard(margin=0.7)":
+            assert found.tolist() == [[0.0, -INF], [0.0, 0.0]]
+        elif "min_score" not in repr(miner):
+            # One negative is the hardest, the mean and the smallest at once: debiasing raises it when it is hard, by
+            # (e^.5 - tau) / (1 - tau) over e^.5, and leaves it at the floor, itself, when it is easy.
+            tau = miner.rule.keywords.get("tau_plus", 0.0)
+            expected = math.log((math.exp(0.5) - tau) / (1 - tau) / math.exp(0.5))
+            assert found.tolist() == [[0.0, pytest.approx(expected, abs=1e-14)], [0.0, pytest.approx(0.0, abs=1e-14)]]
+
+    def test_facts_are_true(self, miner):
+        scores, targets = scores_with_gaps(200, 8, absent=0.3, scale=3.0)
+        scores = (2 * scores).round() / 2  # with ties
+        weights = miner(scores, targets).exp()
+        present = negatives(scores, targets)
+        facts = miner.facts
+        count = present.sum(1)
+        if facts.mass is not None:
+            mass = count if facts.mass == "all" else count.clamp_max(facts.mass)
+            close((weights * present).sum(1), mass, 1e-12)
+        if facts.monotone:
+            order = scores.masked_fill(~present, -INF).argsort(1)
+            ranked, counted = weights.gather(1, order), present.gather(1, order)
+            tied = scores.gather(1, order).diff(dim=1) == 0
+            rises = ranked.diff(dim=1) >= -1e-12
+            assert (rises | tied | ~counted[:, :-1]).all()
+        if facts.mass is not None and facts.monotone:
+            # What the bound needs: the weighted sum is at least W times the plain mean.
+            plain = (scores.exp() * present).sum(1) / count.clamp_min(1)
+            assert ((weights * scores.exp() * present).sum(1) >= mass * plain * (1 - 1e-12)).all()
+
+    def test_is_a_plain_callable_with_a_readable_name(self, miner):
+        assert isinstance(miner, Miner)
+        assert eval(repr(miner), vars(miners).copy())(*without_ties()).shape == (6, 9)
+
+
+def test_the_facts_that_are_claimed():
+    assert topk(3).facts == MiningFacts(mass=3, monotone=True)
+    assert hardest().facts == MiningFacts(mass=1, monotone=True)
+    assert hcl(2.0).facts == debiased(0.0).facts == MiningFacts(mass="all", monotone=True)
+    assert detached(topk(3)).facts == topk(3).facts
+    for miner in (semihard(1.0), semihard(1.0, fallback=hardest()), hcl(1.0, 0.1), debiased(0.1)):
+        assert miner.facts == MiningFacts()
+
+
+class TestTopk:
+    def test_keeps_exactly_k_of_equal_scores(self):
+        scores, targets = torch.zeros(4, 9), torch.tensor([0, 3, 8, 5])
+        found = topk(4)(scores, targets)
+        assert ((found == 0).sum(1) == 5).all()
+        assert ((found == -INF).sum(1) == 4).all()
+
+    def test_never_counts_the_target(self):
+        scores = torch.tensor([[9.0, 1.0, 3.0, 2.0]])
+        assert topk(2)(scores, torch.tensor([0])).tolist() == [[0.0, -INF, 0.0, 0.0]]
+
+    @pytest.mark.parametrize("k", [0, -1, 1.5, True, "3", None, math.nan])
+    def test_options(self, k):
+        with refused("topk", repr(k)):
+            topk(k)
+
+
+class TestSemihard:
+    def test_the_window_is_open(self):
+        scores = torch.tensor([[1.0, 1.0, 0.75, 0.5, 0.25]])
+        assert semihard(0.5)(scores, torch.tensor([0])).tolist() == [[0.0, -INF, 0.0, -INF, -INF]]
+
+    def test_the_window_does_not_move_with_the_size_of_the_scores(self):
+        offsets = torch.tensor([[0.0, -(2**-9), -0.1953125, -0.19921875, -0.203125]])
+        for miner in (semihard(0.1995), semihard(0.2)):
+            close(miner(offsets + 10000.0, torch.tensor([0])), miner(offsets, torch.tensor([0])), 0.0)
+
+    def test_a_row_without_any_takes_the_fallback(self):
+        scores = torch.tensor([[0.0, 2.0, -9.0], [0.0, 2.0, -0.5]])
+        targets = torch.tensor([0, 0])
+        assert semihard(1.0)(scores, targets).tolist() == [[0.0, -INF, -INF], [0.0, -INF, 0.0]]
+        mined = semihard(1.0, fallback=hardest())(scores, targets)
+        assert mined.tolist() == [[0.0, 0.0, -INF], [0.0, -INF, 0.0]]
+
+    def test_the_fallback_is_told_which_anchors(self):
+        seen = []
+
+        def spy(scores, targets, *, anchors=None):
+            seen.append(anchors)
+            return torch.zeros_like(scores)
+
+        anchors = torch.tensor([5, 6])
+        semihard(1.0, fallback=spy)(torch.zeros(2, 3), torch.tensor([0, 0]), anchors=anchors)
+        assert seen[0] is anchors
+
+    @pytest.mark.parametrize("margin", [0.0, -1.0, math.nan, -INF])
+    def test_options(self, margin):
+        with refused("semihard", str(margin)):
+            semihard(margin)
+
+    def test_an_endless_margin_keeps_all_that_are_easier(self):
+        scores = torch.tensor([[0.0, 2.0, -9.0, -1e4]])
+        assert semihard(INF)(scores, torch.tensor([0])).tolist() == [[0.0, -INF, 0.0, 0.0]]
+
+
+class TestDebiasing:
+    @pytest.mark.parametrize(("beta", "tau_plus"), [(0.0, 0.1), (1.0, 0.3), (2.0, 0.9)])
+    def test_a_floor_moves_with_the_scores(self, beta, tau_plus):
+        scores, targets = without_ties()
+        for shift in (-3.0, 0.0, 5.0, 1e4):
+            moved = hcl(beta, tau_plus, min_score=-4.0 + shift)(scores + shift, targets)
+            close(moved, hcl(beta, tau_plus, min_score=-4.0)(scores, targets), 1e-10)
+
+    def test_the_floor_is_a_cosine_of_minus_one(self):
+        scores = torch.tensor([[4.0, -1.0, -1.0]], dtype=torch.float64)
+        found = debiased(0.9, min_score=-5.0)(scores, torch.tensor([0]))
+        close(found, torch.tensor([[0.0, -4.0, -4.0]]), 1e-14)
+
+    def test_negatives_below_the_clamp_get_no_gradient(self):
+        scores = torch.tensor([[4.0, -1.0, -2.0]], requires_grad=True)
+        targets = torch.tensor([0])
+        loss = kpair_loss(scores, targets, log_weights=debiased(0.9, min_score=-5.0)(scores, targets))
+        assert gradient(loss, scores)[0][0, 1:].tolist() == pytest.approx([0.0, 0.0], abs=1e-7)
+
+    @pytest.mark.parametrize("beta", [-0.1, INF, math.nan])
+    def test_beta(self, beta):
+        with refused("hcl", "beta", str(beta)):
+            hcl(beta)
+
+    @pytest.mark.parametrize("tau_plus", [-0.1, 1.0, math.nan, 2.0])
+    @pytest.mark.parametrize("make", [lambda t: hcl(1.0, t), debiased], ids=["hcl", "debiased"])
+    def test_tau_plus(self, make, tau_plus):
+        with refused("tau_plus", str(tau_plus)):
+            make(tau_plus)
+
+    @pytest.mark.parametrize("min_score", [math.nan, INF])
+    @pytest.mark.parametrize("make", [lambda m: hcl(1.0, 0.1, min_score=m), lambda m: debiased(0.1, min_score=m)])
+    def test_min_score(self, make, min_score):
+        with refused("min_score", str(min_score)):
+            make(min_score)
+
+
+class TestDetached:
+    def test_takes_any_callable_and_promises_nothing_for_it(self):
+        def squares(scores, targets, *, anchors=None):
+            return scores.square().scatter(1, targets[:, None], 0.0)
+
+        scores = torch.randn(3, 4, requires_grad=True)
+        found = detached(squares)(scores, torch.arange(3))
+        assert not found.requires_grad
+        assert torch.equal(found, squares(scores.detach(), torch.arange(3)))
+        assert detached(squares).facts == MiningFacts()
+
+    def test_hands_on_the_anchors(self):
+        seen = []
+
+        def spy(scores, targets, *, anchors=None):
+            seen.append(anchors)
+            return torch.zeros_like(scores)
+
+        anchors = torch.tensor([4, 2])
+        detached(spy)(torch.zeros(2, 3), torch.tensor([0, 0]), anchors=anchors)
+        assert seen[0] is anchors
+
+
+@pytest.mark.parametrize("value", [math.nan, INF])
+@pytest.mark.parametrize("column", [0, 2])
+def test_a_broken_score_is_named_behind_every_miner(miner, value, column):
+    scores, targets = torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)
+    scores[3, column] = value
+    with refused("row 3", "NaN or +inf score"):
+        kpair_loss(scores, targets, log_weights=miner(scores, targets))
+    with refused("infonce_bound", "row 3", "NaN or +inf score"):
+        infonce_bound(scores, targets, miner=miner)
