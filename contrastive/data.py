@@ -730,7 +730,7 @@ def _decode_files(name: str, files: list[Path], size: int) -> tuple[Tensor, dict
                     kept += 1
                 row += 1
     images = images[:kept]
-    return images[:, :1].clone() if grey else images, failures
+    return images[:, :1] if grey else images, failures  # the splits are copies of its rows, in one channel or three
 
 
 def _is_grey(image: Tensor) -> bool:

@@ -260,9 +260,7 @@ def _average_precision(
 ) -> Float32[Tensor, " queries"]:
     ranks = _ranks(hits)
     counted = hits if stop is None else hits & (ranks <= stop[:, None])
-    # Summed in float64: with thousands of relevant items a perfect ranking must still read exactly 1.
-    total = torch.where(counted, counts / ranks, 0.0).sum(1, dtype=torch.float64)
-    return (total / relevant).float()
+    return torch.where(counted, counts / ranks, 0.0).sum(1) / relevant
 
 
 def _check_depth(function: str, hits: Tensor, k: int) -> None:

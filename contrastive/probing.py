@@ -154,9 +154,9 @@ def mlp_accuracy(train: Rows, train_labels: Labels, test: Rows, test_labels: Lab
 
     scikit-learn's `StandardScaler` and `MLPClassifier` (ReLU, Adam, learning rate 0.001). Batches are
     a 32nd of the rows, within 16 and 512; training ends after 2000 steps, rounded up to epochs and
-    within 20 and 100 of them. It stops early, after 15 % of these epochs without progress on a
-    held-out tenth of the training rows, and keeps the best weights; where that tenth cannot hold
-    every class, it trains to the end.
+    within 20 and 100 of them. With 1000 rows or more it stops early, after 15 % of these epochs without
+    progress on a held-out tenth of the training rows, and keeps the best weights; with fewer, or where
+    that tenth cannot hold every class, it trains to the end.
 
     Arguments:
         train: shape [train, dim], finite. A constant column is no trouble.
@@ -189,7 +189,7 @@ def mlp_accuracy(train: Rows, train_labels: Labels, test: Rows, test_labels: Lab
     counts = classes.bincount()
     counts = counts[counts > 0]
     held_out = -(-len(x) // 10)
-    stratifies = int(counts.min()) >= 2 and len(counts) <= held_out
+    stratifies = int(counts.min()) >= 2 and held_out >= max(100, len(counts))
     rows = len(x) - stratifies * held_out
     batch = min(max(len(x) // 32, 16), 512, rows)
     epochs = min(max(-(-MLP_STEPS * batch // rows), 20), 100)

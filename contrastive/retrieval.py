@@ -277,7 +277,7 @@ def instance_recall(
         own = similarity(strip, y[rows], metric).diagonal()[:, None].contiguous()
         for first in range(0, len(y), side):
             scores = similarity(strip, y[first : first + side], metric)
-            if first == start:
+            if first == start:  # the same numbers again, but no device need promise that
                 scores.diagonal().copy_(own.squeeze(1))
             higher[rows] += (scores > own).sum(1)
             equal[rows] += (scores == own).sum(1)
@@ -327,7 +327,7 @@ def as_pair(
 
 
 def label_ids(function: str, *labels: tuple[str, Labels | None, int]) -> list[Int64[Tensor, " rows"]]:
-    """Class numbers 0, 1, ... shared by all the labels given, each as (name, labels, number of rows).
+    """Class numbers 0, 1, ... in sorted order, shared by all the labels given as (name, labels, number of rows).
 
     Compared as Python objects or as int64, never as floats: those merge ids above 2**24.
     """
@@ -337,8 +337,9 @@ def label_ids(function: str, *labels: tuple[str, Labels | None, int]) -> list[In
         named = " and ".join(f"{name} are {type(values).__name__}" for name, values, _ in labels)
         raise InputError(f"{function}: {named}, expected integers in both or strings in both")
     if kinds == {True}:
-        number: dict[object, int] = {}
-        return [torch.tensor([number.setdefault(label, len(number)) for label in column]) for column in columns]
+        strings = [column for column in columns if isinstance(column, list)]
+        number = {label: i for i, label in enumerate(sorted({label for column in strings for label in column}))}
+        return [torch.tensor([number[label] for label in column]) for column in strings]
     tensors = [column for column in columns if isinstance(column, Tensor)]
     _, inverse = np.unique(torch.cat(tensors).numpy(), return_inverse=True)
     return list(torch.split(torch.from_numpy(inverse), [len(column) for column in tensors]))
