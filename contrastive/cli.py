@@ -57,7 +57,7 @@ PARTS = {
         {"mlp": MLP, "linear": None, "none": None},
         "mlp",
         filled=frozenset({"dim"}),
-        overridden={"hidden": (list[int], [256]), "out": (int, 128)},
+        overridden={"hidden": (list[int], [256, 256]), "out": (int, 128)},
     ),
     "critic": Part(
         {
@@ -165,9 +165,9 @@ def _add_train_options(parser: ArgumentParser) -> None:
         help="of the critic's scores (default: the critic's own, 0.1 for cosine)",
     )
     add("--symmetric", type=bool, default=True, help="whether both views serve as anchors")
-    add("--batch-size", type=int, default=256, help="images a step, each seen as two views")
-    add("--epochs", type=int | None, default=None, help="passes over the images (default: 10, digits 100)")
-    add("--lr", type=float, default=5e-3, help="largest learning rate of AdamW, on a cosine schedule")
+    add("--batch-size", type=int, default=128, help="images a step, each seen as two views")
+    add("--epochs", type=int | None, default=None, help="passes over the images (default: 10, digits 60)")
+    add("--lr", type=float, default=3e-3, help="largest learning rate of AdamW, on a cosine schedule")
     add("--weight-decay", type=float, default=1e-4, help="of AdamW")
     add("--seed", type=int, default=0, help="of initial weights, order and views")
     add("--out", type=str | None, default=None, help="run folder (default: the next free runs/DATA-N)")
@@ -303,7 +303,7 @@ def _train(words: list[str]) -> None:
 def _check_train(config: dict[str, Any]) -> None:
     """Whatever can be refused before the data are read; fills in defaults that depend on other options."""
     if config["epochs"] is None:
-        config["epochs"] = 100 if config["data"] == "digits" else 10
+        config["epochs"] = 60 if config["data"] == "digits" else 10
     for option in ("epochs", "batch_size", "image_size", "checkpoint_every"):
         if config[option] is not None and config[option] < 1:
             raise InputError(f"--{option.replace('_', '-')} is {config[option]}, expected at least 1")

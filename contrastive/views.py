@@ -39,7 +39,7 @@ class RandomView(nn.Module):
         channels: int,
         *,
         zoom: float = 1.7,
-        shift: float = 0.12,
+        shift: float = 0.08,
         rotation: float = 15.0,
         mirror: bool = True,
         contrast: float = 0.4,
