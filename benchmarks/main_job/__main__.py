@@ -23,9 +23,10 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 # `pilot` is the budget of the first feasibility study: 15,000 images, 4 epochs, batches of 256, a 16-32-64 network.
 # `defaults` spends as many images on our own defaults (batches of 128, a 32-64-128 network).
+BUDGET = ["--data", "fashion-mnist", "--limit", "15000", "--epochs", "4"]
 PRESETS = {
-    "pilot": "--data fashion-mnist --limit 15000 --epochs 4 --batch-size 256 --encoder.widths [16,32,64]".split(),
-    "defaults": "--data fashion-mnist --limit 15000 --epochs 4".split(),
+    "pilot": [*BUDGET, "--batch-size", "256", "--encoder.widths", "[16,32,64]"],
+    "defaults": BUDGET,
     "fashion-mnist": ["--data", "fashion-mnist"],
     "mnist": ["--data", "mnist"],
     "cifar10": ["--data", "cifar10"],
