@@ -90,6 +90,6 @@ class KPairLoss(nn.Module):
 
     def _mean(self, scores: Tensor) -> Tensor:
         targets = torch.arange(len(scores), device=scores.device)
-        log_weights = None if self.miner is None else self.miner(scores, targets)
+        log_weights = None if self.miner is None else self.miner(scores, targets, anchors=targets)
         losses = kpair_loss(scores, targets, log_weights=log_weights)
         return losses.mean() if len(losses) else losses.sum()

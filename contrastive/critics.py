@@ -168,7 +168,10 @@ class Separable(nn.Module):
         dim_y: width d' of the candidates; None means `dim_x`.
         hidden: units of a hidden layer.
         out: width of :math:`\phi` and :math:`\psi`.
-        layers: number of hidden layers (ReLU).
+        layers: number of hidden layers (ReLU); 0 makes both towers linear.
+
+    Raises:
+        ValueError: for a negative number of layers.
 
     Example:
         >>> Separable(4, 3, hidden=8, out=2)(torch.zeros(2, 4), torch.zeros(5, 3)).shape
@@ -258,6 +261,8 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _tower(dim: int, hidden: int, out: int, layers: int) -> nn.Sequential:
+    if layers < 0:
+        raise ValueError(f"Separable: layers is {layers}, expected at least 0")
     if layers == 0:
         return nn.Sequential(nn.Linear(dim, out))
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), *_hidden_layers(hidden, layers - 1), nn.Linear(hidden, out))

@@ -54,6 +54,8 @@ class MLP(nn.Module):
         self, dim: int, *, hidden: Sequence[int] = (512, 256), out: int = 128, batch_norm: bool = True
     ) -> None:
         super().__init__()
+        if min((*hidden, out)) < 1:
+            raise ValueError(f"MLP: hidden is {list(hidden)} and out {out}, expected widths of at least 1")
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(dim, width, bias=not batch_norm)]
@@ -83,6 +85,8 @@ class ConvNet(nn.Module):
 
     def __init__(self, channels: int, *, widths: Sequence[int] = (32, 64, 128)) -> None:
         super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"ConvNet: widths are {list(widths)}, expected at least one, each at least 1")
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
             layers += [nn.MaxPool2d(2)] if i else []
@@ -115,7 +119,7 @@ class Timm(nn.Module):
         super().__init__()
         import timm  # half a second: only for those who use it
 
-        if not timm.is_model(name):
+        if not timm.is_model(name.split(".")[0]):  # after the dot stands the tag of the weights
             near = ", ".join(get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             raise InputError(f"timm has no model {name!r}; nearest: {near}")
         try:
@@ -124,7 +128,8 @@ class Timm(nn.Module):
             if not pretrained:
                 raise
             raise InputError(f"the weights of timm's {name!r} cannot be loaded: {error}") from error
-        self.out_dim = int(self.model.num_features)
+        # Some models keep a hidden layer of their head, which widens the features.
+        self.out_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out"]:
         """Maps every image to a feature vector."""
@@ -272,12 +277,14 @@ def load_recipe(run: str | Path) -> Recipe:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def load_weights(run: str | Path, **modules: nn.Module) -> None:
+def load_weights(run: str | Path, *, encoder: nn.Module, projector: nn.Module, critic: nn.Module | None = None) -> None:
     """Loads trained weights into modules that were built for them.
 
     Arguments:
         run: the folder that `kpair train` wrote.
-        modules: ``encoder``, ``projector`` or ``critic``, changed in place.
+        encoder: changed in place.
+        projector: likewise.
+        critic: likewise; None leaves its weights in the file.
 
     Raises:
         InputError: when the file is missing, unreadable, or of another architecture.
@@ -290,8 +297,10 @@ def load_weights(run: str | Path, **modules: nn.Module) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    wanted = nn.ModuleDict(modules)
+    modules = nn.ModuleDict({"encoder": encoder, "projector": projector})
+    if critic is not None:
+        modules["critic"] = critic
     try:
-        wanted.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in modules})
+        modules.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in modules})
     except RuntimeError as error:
         raise InputError(f"the weights in {path} do not fit the modules: {error}") from error

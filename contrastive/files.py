@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["replacing", "save_tensors", "write_text"]
+__all__ = ["replacing", "save_tensors", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -27,6 +27,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file.
+
+    Arguments:
+        path: of the file.
+        content: its bytes.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8.
 
@@ -34,8 +45,7 @@ def write_text(path: Path, text: str) -> None:
         path: of the file.
         text: its content.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

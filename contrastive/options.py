@@ -23,6 +23,9 @@ from contrastive.errors import InputError
 __all__ = ["Part", "nearest", "parse"]
 
 
+_SWITCHES = (bool, bool | None)
+
+
 @dataclass(frozen=True)
 class Part:
     """An option whose value is a name that stands for a function with options of its own.
@@ -105,7 +108,7 @@ def parse(
         _add_part(parser, option, part, *names[option])
     known = {name for action in parser._actions for name in action.option_strings}
     _refuse_unknown(words, settings, known, names)
-    words = _canonical(words, known)
+    words = _switched(_canonical(words, known), parser)
     if settings:
         # The file's short forms are spelt out; jsonargparse takes the text of a file as well as its name.
         words = ["--config", yaml.safe_dump(settings), *_without(words, "--config")]
@@ -149,9 +152,12 @@ def _read_config(file: str | None, parts: Mapping[str, Part]) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise InputError(f"--config: {file} holds no options, expected lines such as 'batch_size: 256'")
-    for option in parts:
-        if option in settings and not isinstance(settings[option], dict):
-            settings[option] = {"name": str(settings[option])}
+    for option, part in parts.items():
+        given = settings.get(option)
+        if option in settings and not isinstance(given, dict):
+            settings[option] = {"name": part.default if given is None else str(given)}
+        elif given is not None and "name" in given:
+            given["name"] = part.default if given["name"] is None else str(given["name"])
     return settings
 
 
@@ -228,6 +234,16 @@ def _canonical(words: Sequence[str], known: set[str]) -> list[str]:
     """``--batch_size`` and ``--batch-size`` are the same option."""
     spelling = {_plain(option): option for option in known if option.startswith("--")}
     return [spelling[_plain(word)] if word.startswith("--") else word for word in words]
+
+
+def _switched(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """``--download`` alone means ``--download true``, for every option that is true or false."""
+    switches = {o for a in parser._actions for o in a.option_strings if getattr(a, "_typehint", a.type) in _SWITCHES}
+    out = []
+    for i, word in enumerate(words):
+        alone = i + 1 == len(words) or words[i + 1].startswith("--")
+        out += [word, "true"] if word in switches and alone else [word]
+    return out
 
 
 def _one_sentence(message: str, parser: ArgumentParser) -> str:

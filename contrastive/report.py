@@ -10,7 +10,6 @@ matplotlib, jinja2, Pillow and PyYAML are imported where they are used: importin
 import base64
 import io
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+from contrastive.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,19 +160,10 @@ def write_report(report: Report, folder: Path) -> Path:
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for plot in (*curves, *histograms):
-        _write(figures / f"{plot.name}.png", plot.light)
+        write_bytes(figures / f"{plot.name}.png", plot.light)
     path = folder / "report.html"
-    _write(path, page.encode())
+    write_bytes(path, page.encode())
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)  # noqa: PTH105 (atomic, and the same on every platform)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -281,7 +273,10 @@ _COST: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("Training time", _duration),
     "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
     "peak_mb": ("Peak memory", lambda value: f"{value:,.0f} MB"),
-    "loading_share": ("Share spent on loading", _percent),
+    "training_peak_mb": ("Peak memory of training", lambda value: f"{value:,.0f} MB"),
+    "loading_share": ("Share of a step: loading", _percent),
+    "augmenting_share": ("Share of a step: views", _percent),
+    "evaluation_seconds": ("Evaluation time", _duration),
 }
 
 

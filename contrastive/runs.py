@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["claim", "environment", "finish", "next_folder", "peak_mb", "read_config", "unfinished_folder", "write_json"]
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
-_NOT_THE_RUN = ("out", "resume", "progress")  # where and how it runs, not what it computes
+# Where and how a run goes on, not what it computes.
+_NOT_THE_RUN = ("out", "resume", "progress", "data_root", "download", "checkpoint_every", "tensorboard")
+# These stand in no file: a configuration that named its own folder could be run only once.
+_NOT_SAVED = ("out", "resume", "progress")
 
 
 def next_folder(data: str) -> Path:
@@ -93,7 +97,8 @@ def claim(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        saved = {key: value for key, value in config.items() if key not in _NOT_SAVED}
+        write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise InputError(f"--out: {folder} cannot be written: {error}") from error
 
@@ -197,15 +202,9 @@ def environment(seed: int) -> dict[str, str]:
         seed: of the run.
     """
     packages = (
-        "kpair",
-        "torch",
-        "torchvision",
-        "kornia",
-        "pytorch-lightning",
-        "scikit-learn",
-        "faiss-cpu",
+        "kpair", "torch", "torchvision", "timm", "kornia", "pytorch-lightning", "scikit-learn", "numpy", "faiss-cpu",
         "faiss-gpu",
-    )
+    )  # fmt: skip
     versions = {}
     for package in packages:
         try:
@@ -214,13 +213,14 @@ def environment(seed: int) -> dict[str, str]:
             continue
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     return {
-        "command": " ".join(["kpair", *sys.argv[1:]]),
+        "command": shlex.join(["kpair", *sys.argv[1:]]),
         "seed": str(seed),
         "python": platform.python_version(),
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": str(os.cpu_count()),
+        "memory": _memory(),
         "threads": str(torch.get_num_threads()),
         "accelerator": device,
     }
@@ -243,6 +243,13 @@ def _processor() -> str:
         return platform.processor() or "unknown"
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown"
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB"
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
 
 
 def _differences(folder: Path, config: Mapping[str, Any]) -> list[str]:

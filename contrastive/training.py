@@ -6,6 +6,7 @@ pure function of (seed, step), every epoch's order of (seed, epoch), so a checkp
 
 import csv
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,10 +38,10 @@ class FitResult:
         final_loss: of the last step, in nats.
         steps: optimiser steps, over all attempts of a resumed run.
         seconds: of training, likewise.
-        images_per_second: training images (each seen as two views) a second, of this attempt; nan where it
-            had nothing left to do.
-        loading_share: share of the time that the loader took.
-        augmenting_share: share of the time that drawing the views took.
+        images_per_second: training images (each seen as two views) a second, over the steps of this attempt; nan
+            where it had nothing left to do.
+        loading_share: share of a step that the loader takes.
+        augmenting_share: share of a step that drawing the views takes.
     """
 
     final_loss: float
@@ -150,18 +151,23 @@ def fit(
             num_sanity_val_steps=0,
         )
         model.train()  # Lightning leaves the modes as it finds them
-        start = time.perf_counter()
-        trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
-        elapsed = time.perf_counter() - start
+        try:
+            trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from here on
+            raise KeyboardInterrupt from None
     model.eval()
-    steps = model.steps_now
+    # Of steps alone: what is measured or saved between them is not training.
+    stepping = model.step_seconds + batches.seconds
     return FitResult(
         final_loss=model.last_loss,
         steps=trainer.global_step,
-        seconds=model.seconds_before + elapsed,
-        images_per_second=steps * batch_size / elapsed if steps else float("nan"),
-        loading_share=batches.seconds / elapsed,
-        augmenting_share=model.view_seconds / elapsed,
+        seconds=model.seconds(),
+        images_per_second=model.steps_now * batch_size / stepping if model.steps_now else float("nan"),
+        loading_share=batches.seconds / stepping if model.steps_now else float("nan"),
+        augmenting_share=model.view_seconds / stepping if model.steps_now else float("nan"),
     )
 
 
@@ -218,8 +224,25 @@ class _TwoViews(pl.LightningModule):
         self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
-        self.view_seconds = self.seconds_before = 0.0
-        self.started = time.perf_counter()
+        self.measured_at = 0  # the step after which `each_epoch` was last asked
+        self.last_batch: tuple[Tensor, Tensor] | None = None
+        self.view_seconds = self.step_seconds = self.seconds_before = 0.0
+        self.started = self.step_started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Of training so far, over all attempts."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def on_train_start(self) -> None:
+        # A checkpoint at an epoch's last step is older than the epoch's measurement, which a crash may have lost.
+        if self.global_step and self.global_step % len(self.batches) == 0 and self.measured_at != self.global_step:
+            self.on_train_epoch_end()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.step_started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.step_seconds += time.perf_counter() - self.step_started
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
         ids, images = batch
@@ -229,13 +252,17 @@ class _TwoViews(pl.LightningModule):
         pixels = images.float() / 255
         views = self.view(torch.cat([pixels, pixels]))
         self.view_seconds += time.perf_counter() - start
+        self.last_batch = ids, views
         projections = self.projector(self.encoder(views))
         if not bool(torch.isfinite(projections).all()):
-            raise self._failure("the encoder's output is not finite", ids, views)
+            raise self._failure("the encoder's output is not finite")
         x, y = projections.chunk(2)
-        loss: Tensor = self.criterion(x, y)
+        try:
+            loss: Tensor = self.criterion(x, y)
+        except ValueError as error:  # scores that overflowed are refused by the loss itself
+            raise self._failure(str(error)) from error
         if not bool(torch.isfinite(loss)):
-            raise self._failure(f"the loss is {float(loss.detach())}", ids, views)
+            raise self._failure(f"the loss is {float(loss.detach())}")
         self.last_loss = float(loss.detach())
         self.steps_now += 1
         self.log("loss", loss, prog_bar=True, logger=False)
@@ -244,8 +271,10 @@ class _TwoViews(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
+        self._refuse_broken_weights()
         if self.each_epoch is None:
             return
+        self.measured_at = self.global_step
         self.eval()
         with torch.no_grad():
             measured = self.each_epoch()
@@ -261,13 +290,16 @@ class _TwoViews(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_broken_weights()
         checkpoint["last_loss"] = self.last_loss
-        checkpoint["seconds"] = self.seconds_before + time.perf_counter() - self.started
+        checkpoint["measured_at"] = self.measured_at
+        checkpoint["seconds"] = self.seconds()
         for logger in self.loggers:  # the curve reaches as far as the checkpoint, whatever happens next
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.last_loss = checkpoint["last_loss"]
+        self.measured_at = checkpoint["measured_at"]
         self.seconds_before = checkpoint["seconds"]
         # Lightning restores a loader's state in the middle of an epoch only, not at its end.
         epoch, given = divmod(checkpoint["global_step"], len(self.batches))
@@ -275,14 +307,19 @@ class _TwoViews(pl.LightningModule):
 
     def _record(self, figures: dict[str, float], *, step: int | None = None) -> None:
         """Logs at once: what `self.log` holds back would be missing from a checkpoint's curve after a crash."""
+        step = self.global_step if step is None else step
         for logger in self.loggers:
-            logger.log_metrics(
-                {**figures, "epoch": self.current_epoch}, step=self.global_step if step is None else step
-            )
+            logger.log_metrics({**figures, "epoch": step // len(self.batches)}, step=step)
 
-    def _failure(self, what: str, ids: Tensor, views: Tensor) -> InputError:
+    def _refuse_broken_weights(self) -> None:
+        """The last step of an epoch has no next one to notice; broken weights must reach neither file nor figure."""
+        if self.last_batch is not None and not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+            raise self._failure("the step left weights that are not finite")
+
+    def _failure(self, what: str) -> InputError:
         path = self.out / f"failed-step-{self.global_step}.safetensors"
-        save_tensors(path, {"ids": ids, "views": views})
+        if self.last_batch is not None:
+            save_tensors(path, dict(zip(("ids", "views"), self.last_batch, strict=True)))
         return InputError(
             f"training stopped at step {self.global_step} (epoch {self.current_epoch}): {what}; the batch is saved in "
             f"{path}; a lower learning rate or a higher temperature is the usual remedy"

@@ -26,6 +26,9 @@ class RandomView(nn.Module):
         grey: probability that a colour view loses its colour.
         erase: largest share of the view that is blanked, in half of the views; 0 blanks nothing.
 
+    Raises:
+        ValueError: for a zoom below 1 and for shares outside [0, 1].
+
     Example:
         >>> view = RandomView(1)
         >>> batch = torch.rand(1, 1, 8, 8).expand(2, 1, 8, 8)
@@ -50,6 +53,16 @@ class RandomView(nn.Module):
         erase: float = 0.06,
     ) -> None:
         super().__init__()
+        if not zoom >= 1:
+            raise ValueError(f"RandomView: zoom is {zoom}, expected at least 1")
+        for name, value in (("shift", shift), ("contrast", contrast), ("brightness", brightness), ("grey", grey)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"RandomView: {name} is {value}, expected a number in [0, 1]")
+        if not (0 <= saturation <= 1 and 0 <= hue <= 0.5 and 0 <= erase < 1 and 0 <= rotation <= 180):
+            raise ValueError(
+                f"RandomView: saturation is {saturation}, hue {hue}, erase {erase}, rotation {rotation}; "
+                "expected at most 1, 0.5, less than 1, and 180 degrees, none negative"
+            )
         import kornia.augmentation as K  # 0.2 s: only for those who train
 
         steps: list[nn.Module] = [K.RandomAffine(rotation, (shift, shift), (1.0, zoom, 1.0, zoom), p=1.0)]

@@ -94,12 +94,24 @@ def test_evaluate_embeddings(run, tmp_path):
         (["--labels", "nope.txt"], "nope.txt cannot be read"),
         (["--gallery-labels", "x.txt"], "needs --gallery"),
         (["--json", "nowhere/x.json"], "cannot be written"),
+        (["--data-root", "x"], "--data-root goes with a run"),
     ],
 )
 def test_bad_evaluation_is_one_sentence(run, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     status = main(["evaluate", str(run / "embeddings.safetensors"), *words])
     _one_sentence(subprocess.CompletedProcess(words, status, *capsys.readouterr()), message)
+
+
+def test_two_files_without_labels_are_matched_by_row(tmp_path):
+    x = np.eye(12, dtype=np.float32)
+    np.save(tmp_path / "a.npy", x)
+    np.save(tmp_path / "b.npy", np.roll(x, 1, axis=0) + 0.5 * x)
+    kpair("evaluate", "a.npy", "--gallery", "b.npy", "--k", "1,2", "--json", "x.json", cwd=tmp_path, check=0)
+    figures = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert figures["recall@1"] == 0.0
+    assert figures["recall@2"] == 1.0
+    assert figures["uniformity"] < 0
 
 
 def test_query_and_gallery_files(tmp_path):
@@ -245,6 +257,14 @@ def test_a_folder_without_labels(pictures, tmp_path):
         (["--lr", "-1"], "--lr is -1"),
         (["--out", "taken"], "taken"),
         (["--accelerator", "warp"], "--accelerator"),
+        (["--seed", "4294967296"], "--seed is"),
+        (["--encoder", "timm:vit_tiny_patch16_224"], "8 x 8"),
+        (["--encoder.widths", "[-5]"], "widths are [-5]"),
+        (["--projector.hidden", "[0]"], "hidden is [0]"),
+        (["--critic", "separable", "--critic.layers", "-1"], "layers is -1"),
+        (["--view.zoom", "0.5"], "zoom is 0.5"),
+        (["--view.erase", "2"], "erase 2"),
+        (["--data", "folder:two"], "two"),
         (["--precision", "7"], "--precision"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -253,6 +273,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CONTRASTIVE_DATA", raising=False)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((9, 9), 40 * i, dtype=np.uint8)).save(tmp_path / "two" / f"{i}.png")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
     (tmp_path / "misspelt.yaml").write_text("bach_size: 3\n")
@@ -260,6 +283,26 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, cap
     status = main(["train", *words])
     _one_sentence(subprocess.CompletedProcess(words, status, *capsys.readouterr()), message)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluate_a_run_takes_no_options_of_files(run, capsys):
+    status = main(["evaluate", str(run), "--metric", "euclidean"])
+    _one_sentence(subprocess.CompletedProcess([], status, *capsys.readouterr()), "--metric goes with a file")
+
+
+def test_interrupted_by_the_keyboard(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kpair", "train", *SMALL, "--epochs", "5000", "--out", "run"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not any((tmp_path / "run" / "checkpoints").glob("*.ckpt")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume auto" in shown
+    assert "Traceback" not in shown
 
 
 def test_training_that_explodes_is_one_sentence(tmp_path):

@@ -34,15 +34,22 @@ def options(*words):
     def add(parser):
         parser.add_argument("--batch-size", type=int, default=256)
         parser.add_argument("--lr", type=float | None, default=None)
+        parser.add_argument("--download", type=bool, default=False)
 
     return parse(words, prog="kpair test", description="", parts=PARTS, add_options=add)
 
 
 def test_defaults_and_parts():
-    assert options() == {"batch_size": 256, "lr": None, "miner": {"name": "none"}}
+    assert options() == {"batch_size": 256, "lr": None, "download": False, "miner": {"name": "none"}}
     assert options("--miner", "hcl")["miner"] == {"name": "hcl", "beta": 1.0, "taus": [1, 2]}
     assert options("--miner=topk", "--miner.k=3")["miner"] == {"name": "topk", "k": 3}
     assert options("--miner", "timm:resnet18")["miner"]["name"] == "timm:resnet18"
+
+
+def test_a_switch_needs_no_value():
+    for words in (["--download"], ["--download", "true"], ["--download", "--lr", "1"], ["--download=true"]):
+        assert options(*words)["download"] is True
+    assert options("--download", "false")["download"] is False
 
 
 def test_dashes_and_underscores_are_one():
@@ -56,6 +63,7 @@ def test_config_file_and_override(tmp_path, text):
     assert options("--config", str(file)) == {
         "batch_size": 8,
         "lr": None,
+        "download": False,
         "miner": {"name": "hcl", "beta": 1.0, "taus": [1, 2]},
     }
     assert options("--config", str(file), "--miner.beta", "3", "--batch-size", "4")["miner"]["beta"] == 3.0
@@ -93,6 +101,7 @@ def test_bad_words_in_one_sentence(words, message):
         ("bach_size: 3", "unknown option bach_size (did you mean batch_size?)"),
         ("batch_size: x", "--batch-size is x, expected an integer"),
         ("miner: {name: hcl, bta: 1}", "(did you mean miner.beta?)"),
+        ("miner: {name: 3}", "unknown name '3'"),
         ("- a\n- b", "holds no options"),
         ("a: [", "is not YAML"),
     ],
@@ -103,6 +112,13 @@ def test_bad_config_in_one_sentence(tmp_path, text, message):
     with pytest.raises(InputError) as caught:
         options("--config", str(file))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["miner: null", "miner: {name: null}", "miner:"])
+def test_no_name_is_the_default(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert options("--config", str(file))["miner"] == {"name": "none"}
 
 
 def test_nearest():

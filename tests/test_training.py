@@ -112,6 +112,25 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
 
 
 @pytest.mark.slow
+def test_figures_lost_between_the_checkpoint_and_the_epochs_end_are_measured_again(tmp_path):
+    calls = 0
+
+    def each_epoch():
+        nonlocal calls
+        calls += 1
+        if calls == 2 and not (tmp_path / "failed").exists():
+            (tmp_path / "failed").touch()
+            raise Stop
+        return {"held_out_bound": 2.0}
+
+    with pytest.raises(Stop):
+        train(tmp_path, checkpoint_every=3, each_epoch=each_epoch)
+    train(tmp_path, checkpoint_every=3, each_epoch=each_epoch, resume=True)
+    measured = [(row["step"], row["epoch"]) for row in read_history(tmp_path) if "held_out_bound" in row]
+    assert measured == [(5, 0), (11, 1), (17, 2), (23, 3)]
+
+
+@pytest.mark.slow
 def test_one_seed_one_result_and_another_seed_another(tmp_path):
     first, one = train(tmp_path / "a")
     again, two = train(tmp_path / "b")
@@ -171,6 +190,28 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     encoder, projector = build(RECIPE, seed=0)
     with pytest.raises(InputError, match=r"step 0 .*the loss is (nan|-?inf)"):
         fit(encoder, projector, Broken(), IMAGES, view=noise, out=tmp_path, epochs=1, batch_size=8)
+
+
+@pytest.mark.slow
+def test_scores_that_overflow_stop_with_the_batch_saved(tmp_path):
+    encoder, projector = build(RECIPE, seed=0)
+
+    def huge(x, y):
+        return (x @ y.T) * 1e38 * 1e38
+
+    with pytest.raises(InputError, match=r"step 0 .*NaN or \+inf"):
+        fit(encoder, projector, KPairLoss(huge), IMAGES, view=noise, out=tmp_path, epochs=1, batch_size=8)
+    assert list(tmp_path.glob("failed-step-0.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
+def test_a_last_step_that_breaks_the_weights_is_noticed(tmp_path, checkpoint_every):
+    """One step an epoch: no next step notices, and neither a checkpoint nor a figure may come of it."""
+    with pytest.raises(InputError, match="weights that are not finite"):
+        train(tmp_path, epochs=1, batch_size=50, lr=float("inf"), checkpoint_every=checkpoint_every)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+    assert list(tmp_path.glob("failed-step-*.safetensors"))
 
 
 @pytest.mark.parametrize("batch_size", [0, 1, 51])

@@ -113,6 +113,7 @@ def table(preset: str) -> str:
         rows.append((f"hcl - uniform, {len(paired)} pairs", *cells, "", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     text = "\n".join(" | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    text += f"\ncommits: {', '.join(sorted({line['commit'] for line in good}))}"
     failed = [line for line in lines if line["status"] != "ok"]
     return text + "".join(f"\nfailed: {line['config']['arm']}, seed {line['seed']}: {line['error']}" for line in failed)
 
@@ -127,10 +128,11 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     if not options.table:
-        there = {(line["experiment"], line["config"]["arm"], line["seed"]) for line in read() if line["status"] == "ok"}
+        there = [(line["experiment"], line["config"], line["seed"]) for line in read() if line["status"] == "ok"]
         for seed in range(options.seeds):
             for arm in options.arms:
-                if (f"main_job/{options.preset}", arm, seed) not in there:
+                config = {"arm": arm, "options": [*PRESETS[options.preset], *ARMS[arm]]}
+                if (f"main_job/{options.preset}", config, seed) not in there:
                     line = run(options.preset, arm, seed, options.data_root)
                     with RESULTS.open("a") as file:
                         file.write(json.dumps(line) + "\n")

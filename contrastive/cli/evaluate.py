@@ -1,0 +1,237 @@
+"""``kpair evaluate``: a run, or a file of embeddings."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from contrastive import runs, tables, vectors
+from contrastive.cli.configuration import read_options
+from contrastive.cli.names import Setup, set_up
+from contrastive.encoders import build, load_recipe, load_weights
+from contrastive.errors import InputError
+from contrastive.options import parse
+from contrastive.retrieval import evaluate_retrieval, instance_recall
+
+if TYPE_CHECKING:
+    from contrastive.evaluation import Evaluation, Model
+
+__all__ = ["evaluate", "measure", "say"]
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", type=str, help="a run folder, or a file of embeddings (.npy .npz .safetensors .parquet .pt)")
+    add("--labels", type=str | None, default=None, help="file of labels, one a row; default: 'labels' within the file")
+    add("--gallery", type=str | None, default=None, help="file of gallery embeddings; default: leave-one-out")
+    add("--gallery-labels", type=str | None, default=None, help="file of the gallery's labels")
+    add(
+        "--k",
+        type=str | None,
+        default=None,
+        metavar="K,K,...",
+        help="of recall@k (default: 1,5,10,100, as far as the gallery reaches)",
+    )
+    add(
+        "--metric",
+        type=Literal["cosine", "inner_product", "euclidean"] | None,
+        default=None,
+        help="what is near, for a file (default: cosine)",
+    )
+    add(
+        "--backend",
+        type=Literal["auto", "torch", "faiss"] | None,
+        default=None,
+        help="what searches, for a file (default: auto, FAISS where it is installed)",
+    )
+    add("--data-root", type=str | None, default=None, help="for a run: where its data lie now")
+    add("--json", type=str | None, default=None, metavar="FILE", help="write the figures as JSON as well")
+
+
+def evaluate(words: list[str]) -> None:
+    """Evaluates a run or a file of embeddings, prints a table and writes JSON on request.
+
+    Arguments:
+        words: of the command line, after the command.
+
+    Raises:
+        InputError: for anything the user can mend.
+    """
+    options = parse(
+        words,
+        prog="kpair evaluate",
+        description="Evaluates retrieval: of a run (its encoder, untrained, pixels), or of a file of embeddings.",
+        parts={},
+        add_options=_add_options,
+    )
+    target, ks = Path(options["target"]), _ks(options["k"])
+    if target.is_dir():
+        only_files = [name for name in _OF_FILES if options[name] is not None]
+        if only_files:
+            raise InputError(
+                f"--{only_files[0].replace('_', '-')} goes with a file of embeddings, and {target} is a run"
+            )
+        content = _evaluate_run(target, options, ks)
+    elif target.exists():
+        if options["data_root"] is not None:
+            raise InputError(f"--data-root goes with a run, and {target} is a file")
+        content = _evaluate_file(target, options, ks)
+    else:
+        raise InputError(f"{target} does not exist: expected a run folder or a file of embeddings")
+    if options["json"] is not None:
+        try:
+            runs.write_json(Path(options["json"]), content)
+        except OSError as error:
+            raise InputError(f"--json: {options['json']} cannot be written: {error}") from error
+
+
+def _evaluate_run(folder: Path, options: Mapping[str, Any], ks: Sequence[int] | None) -> dict[str, Any]:
+    recipe = load_recipe(folder)
+    words = ["--config", str(folder / runs.CONFIG)]
+    if options["data_root"] is not None:
+        words += ["--data-root", options["data_root"]]
+    config = read_options(words)
+    if "pretrained" in config["encoder"]:
+        config["encoder"]["pretrained"] = False  # its weights are in the run
+    setup = set_up(config)
+    arguments = {k: False if k == "pretrained" else v for k, v in recipe.arguments.items()}
+    if setup.recipe != replace(recipe, arguments=arguments):
+        raise InputError(f"{folder} was trained on other images: its encoder.json does not fit the data found now")
+    load_weights(folder, encoder=setup.encoder, projector=setup.projector, critic=setup.critic)
+    measured = measure(config, setup, ks=ks, loud=sys.stderr.isatty())
+    tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
+    return {**measured.figures, "intervals": measured.intervals, "bound": measured.bound, "notes": measured.notes}
+
+
+def _evaluate_file(file: Path, options: Mapping[str, Any], ks: Sequence[int] | None) -> dict[str, Any]:
+    from contrastive.geometry import uniformity
+
+    embeddings, labels = _read(file, options["labels"])
+    gallery, gallery_labels = None, None
+    if options["gallery"] is not None:
+        gallery, gallery_labels = _read(Path(options["gallery"]), options["gallery_labels"])
+    elif options["gallery_labels"] is not None:
+        raise InputError("--gallery-labels needs --gallery FILE")
+    given: dict[str, Any] = {"metric": options["metric"] or "cosine"} | ({} if ks is None else {"ks": ks})
+    if gallery is not None and labels is None and gallery_labels is None:
+        # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
+        result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | given))
+    elif labels is None or (gallery is not None and gallery_labels is None):
+        without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
+        raise InputError(f"{without} holds no labels: pass {option} FILE")
+    else:
+        result = evaluate_retrieval(
+            embeddings,
+            labels,
+            gallery=gallery,
+            gallery_labels=gallery_labels,
+            backend=options["backend"] or "auto",
+            **given,
+        )
+    figures = dict(result.mean)
+    if gallery is not None and labels is not None and gallery_labels is not None:
+        figures |= _probes(gallery, gallery_labels, embeddings, labels)
+    figures["uniformity"] = float(uniformity(embeddings))
+    notes = []
+    if result.excluded:
+        notes.append(f"{result.excluded} queries have no relevant item in the gallery: excluded.")
+    if result.dropped:
+        notes.append(f"k = {', '.join(map(str, result.dropped))} left out: beyond the gallery.")
+    tables.print_figures(figures, result.interval, notes)
+    counts = {"queries": len(embeddings), "excluded": result.excluded}
+    return {"figures": figures, "intervals": result.interval, **counts, "notes": notes}
+
+
+def _read(file: Path, labels_file: str | None) -> tuple[Tensor, Tensor | list[str] | None]:
+    embeddings, labels = vectors.read(file)
+    if labels_file is not None:
+        labels = vectors.read_labels(Path(labels_file))
+    if labels is not None and len(labels) != len(embeddings):
+        raise InputError(f"{file} holds {len(embeddings)} embeddings, and there are {len(labels)} labels")
+    return embeddings, labels
+
+
+def _probes(
+    gallery: Tensor, gallery_labels: Tensor | list[str], embeddings: Tensor, labels: Tensor | list[str]
+) -> dict[str, float]:
+    """Classifiers fitted on the gallery and scored on the queries."""
+    from contrastive.probing import knn_accuracy, linear_accuracy, mlp_accuracy
+    from contrastive.retrieval import label_ids
+
+    fit, score = label_ids(
+        "kpair evaluate", ("gallery labels", gallery_labels, len(gallery)), ("labels", labels, len(embeddings))
+    )
+    if int((torch.bincount(fit) > 0).sum()) < 2:
+        return {}
+    return {
+        "knn": knn_accuracy(gallery, fit, embeddings, score),
+        "linear": linear_accuracy(gallery, fit, embeddings, score),
+        "mlp": mlp_accuracy(gallery, fit, embeddings, score),
+    }
+
+
+def _ks(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        ks = tuple(int(word) for word in text.strip("[]").split(","))
+    except ValueError:
+        raise InputError(f"--k is {text!r}, expected numbers such as 1,5,10") from None
+    if min(ks) < 1:
+        raise InputError(f"--k is {text}, expected numbers of at least 1")
+    return ks
+
+
+def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
+    """The trained encoder, the same network before training, and pixels."""
+    from contrastive import evaluation
+
+    # Untrained means random: not the weights that timm ships.
+    arguments = {k: False if k == "pretrained" else v for k, v in setup.recipe.arguments.items()}
+    untrained, head = build(replace(setup.recipe, arguments=arguments), seed=seed)
+    evaluation.calibrate(nn.Sequential(untrained, head), setup.data.train.images)
+    return {
+        "encoder": evaluation.Model.of(setup.encoder, setup.projector),
+        "untrained": evaluation.Model.of(untrained, head),
+        "pixels": evaluation.pixels(),
+    }
+
+
+_OF_FILES = ("labels", "gallery", "gallery_labels", "metric", "backend")
+
+
+def measure(config: Mapping[str, Any], setup: Setup, *, ks: Sequence[int] | None, loud: bool) -> "Evaluation":
+    """Evaluates a trained set-up beside its baselines.
+
+    Arguments:
+        config: all options of the run.
+        setup: with trained modules.
+        ks: of recall@k; None: the defaults.
+        loud: whether to tell what is measured.
+    """
+    from contrastive.evaluation import evaluate_model
+
+    return evaluate_model(
+        setup.data,
+        _models(setup, config["seed"]),
+        setup.critic,
+        view=setup.view,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        ks=ks,
+        on_step=say if loud else lambda what: None,
+    )
+
+
+def say(what: str) -> None:
+    """Tells the person at the keyboard what happens next.
+
+    Arguments:
+        what: happens.
+    """
+    print(f"kpair: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""``kpair train``."""
+
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from contrastive import runs, tables
+from contrastive.cli.configuration import read_options
+from contrastive.cli.evaluate import measure, say
+from contrastive.cli.names import Setup, set_up
+from contrastive.criterion import KPairLoss
+from contrastive.encoders import save_encoder
+from contrastive.errors import InputError
+
+__all__ = ["train"]
+
+
+def train(words: list[str]) -> None:
+    """Trains, evaluates, and writes a run folder.
+
+    Arguments:
+        words: of the command line, after the command.
+
+    Raises:
+        InputError: for anything the user can mend.
+    """
+    config = read_options(words)
+    setup = set_up(config)
+    if len(setup.data.test) < 2:
+        raise InputError(f"--data: {setup.data.name} has {len(setup.data.test)} test image, expected at least 2")
+    if not 2 <= config["batch_size"] <= len(setup.data.train):
+        found = f"2 to {len(setup.data.train)}, the number of training images"
+        raise InputError(f"--batch-size is {config['batch_size']}, expected {found}")
+    out, config["out"] = _folder(config)
+    runs.claim(out, config, resume=config["resume"] == "auto")
+    if (out / runs.METRICS).exists():
+        print(f"{out} is finished; nothing is left to do")
+        return
+
+    from contrastive.evaluation import Model, hard_negatives, held_out_figures
+    from contrastive.training import fit, newest_checkpoint
+
+    progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
+    resume_from = newest_checkpoint(out)
+    say(
+        f"{'resuming' if resume_from else 'training'} in {out}: {_title(config, setup)}, {len(setup.data.train)} images"
+    )
+    result = fit(
+        setup.encoder,
+        setup.projector,
+        KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"]),
+        setup.data.train.images,
+        view=setup.view,
+        out=out,
+        epochs=config["epochs"],
+        batch_size=config["batch_size"],
+        lr=config["lr"],
+        weight_decay=config["weight_decay"],
+        seed=config["seed"],
+        each_epoch=partial(
+            held_out_figures,
+            setup.data,
+            Model.of(setup.encoder, setup.projector),
+            setup.critic,
+            view=setup.view,
+            batch_size=config["batch_size"],
+            seed=config["seed"],
+        ),
+        resume_from=resume_from,
+        checkpoint_every=config["checkpoint_every"],
+        progress=progress,
+        tensorboard=config["tensorboard"],
+        accelerator=config["accelerator"],
+        precision=config["precision"],
+    )
+    training_peak = runs.peak_mb()
+    save_encoder(out, setup.recipe, setup.encoder, setup.projector, setup.critic)
+    start = time.perf_counter()
+    measured = measure(config, setup, ks=None, loud=progress)
+    cost = {
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "loading_share": result.loading_share,
+        "augmenting_share": result.augmenting_share,
+        "training_peak_mb": training_peak,
+        "evaluation_seconds": time.perf_counter() - start,
+        "peak_mb": runs.peak_mb(),
+    }
+    negatives = hard_negatives(
+        setup.data.train,
+        nn.Sequential(setup.encoder, setup.projector),
+        setup.critic,
+        setup.miner,
+        view=setup.view,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+    )
+    page = runs.finish(
+        out,
+        title=_title(config, setup),
+        config=config,
+        data=setup.data,
+        measured=measured,
+        hard_negatives=negatives,
+        training={"final_loss": result.final_loss, "steps": result.steps},
+        cost=cost,
+    )
+    tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
+    print(
+        f"{cost['images_per_second']:.0f} images a second; loading {cost['loading_share']:.1%} and views "
+        f"{cost['augmenting_share']:.1%} of a step; peak memory {cost['training_peak_mb']:.0f} MB in training, "
+        f"{cost['peak_mb']:.0f} MB in all"
+    )
+    print(f"report: {page}")
+
+
+def _folder(config: Mapping[str, Any]) -> tuple[Path, str]:
+    name = config["data"].removeprefix("folder:").rstrip("/").split("/")[-1]
+    if config["out"] is not None:
+        folder = Path(config["out"])
+    elif config["resume"] == "auto":
+        folder = runs.unfinished_folder(name, config) or runs.next_folder(name)
+    else:
+        folder = runs.next_folder(name)
+    return folder, str(folder)
+
+
+def _title(config: Mapping[str, Any], setup: Setup) -> str:
+    miner = "no miner" if setup.miner is None else repr(setup.miner)
+    return f"{setup.data.name}, {config['encoder']['name']}, {config['critic']['name']}, {miner}"

@@ -1,0 +1,15 @@
+"""Sphinx: ``pip install -e ".[docs]" && sphinx-build docs docs/_build``."""
+
+project = "kpair"
+author = "the kpair authors"
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+html_theme = "furo"
+autodoc_typehints = "description"
+napoleon_custom_sections = [("Arguments", "params_style")]
+exclude_patterns = ["_build"]
