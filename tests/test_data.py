@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from contrastive import data
+from contrastive import data, pictures
 from contrastive.data import ImageData, ImageSplit, cifar10, digits, fashion_mnist, folder, limit, mnist, omniglot
 from contrastive.errors import InputError
 
@@ -1062,26 +1062,26 @@ def test_what_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     for index in range(10):
         paint(tmp_path / f"{index}.png", 7, mode="L")
     needed = 10 * 16 * 16
-    monkeypatch.setattr(data, "_memory", lambda: 2 * needed)
+    monkeypatch.setattr(pictures, "_memory", lambda: 4 * needed)
     assert len(folder(tmp_path, size=16).train) == 8
-    monkeypatch.setattr(data, "_memory", lambda: 2 * needed - 1)
+    monkeypatch.setattr(pictures, "_memory", lambda: 4 * needed - 1)
     message(lambda: folder(tmp_path, size=16), "10 images of 1 x 16 x 16", "smaller size or fewer images")
     paint(tmp_path / "9.png", RED)  # one colour image, and all take three channels
-    monkeypatch.setattr(data, "_memory", lambda: 6 * needed - 1)
+    monkeypatch.setattr(pictures, "_memory", lambda: 12 * needed - 1)
     message(lambda: folder(tmp_path, size=16), "10 images of 3 x 16 x 16")
-    monkeypatch.setattr(data, "_memory", lambda: 6 * needed)
+    monkeypatch.setattr(pictures, "_memory", lambda: 12 * needed)
     assert len(folder(tmp_path, size=16).train) == 8
 
 
 def test_the_memory_of_this_machine_is_known():
-    assert sys.platform != "linux" or 1 << 28 < data._memory() < 1 << 50
+    assert sys.platform != "linux" or 1 << 28 < pictures._memory() < 1 << 50
 
 
 def test_no_thread_is_left_after_an_error(tmp_path, monkeypatch):
     for index in range(200):
         paint(tmp_path / f"{index}.png")
     before = threading.active_count()
-    monkeypatch.setattr(data, "_is_grey", lambda image: 1 / 0)
+    monkeypatch.setattr(pictures, "_is_grey", lambda image: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         folder(tmp_path, size=8)
     assert threading.active_count() == before
