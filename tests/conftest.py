@@ -21,3 +21,7 @@ def data_root():
     if not Path(root).is_dir():
         pytest.fail(f"CONTRASTIVE_DATA is {root!r}, which is not a folder")
     return Path(root)
+
+
+# Collected for doctests it would be imported a second time, and clash with the one of docs/.
+collect_ignore = ["conftest.py"]
