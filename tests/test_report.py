@@ -521,7 +521,7 @@ def test_cost_has_units(full_page):
     assert "Training time 4 min 12 s" in text
     assert "Images per second 4,062" in text
     assert "Peak memory 812 MB" in text
-    assert "Share spent on loading 3.4 %" in text
+    assert "Share of a step: loading 3.4 %" in text
 
 
 def test_size(full_page):
