@@ -13,6 +13,7 @@ With :math:`w = 1` and K candidates, :math:`\log K - \frac1n \sum_i L_i` is Info
 tensor([0.1269, 0.1269])
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,9 +21,34 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from contrastive.scores import check_rows, check_values, eager_on_cpu, negatives, target_scores
+from contrastive.rows import (
+    differences,
+    largest,
+    logsumexp_or,
+    refuse_infinite,
+    refuse_undefined,
+    softplus,
+    without_padding,
+)
+from contrastive.scores import (
+    as_float32,
+    check_positives,
+    check_rows,
+    check_square,
+    partners,
+    target_scores,
+    without_self,
+)
 
-__all__ = ["decoupled_loss", "kpair_loss", "pairwise_loss", "supcon_loss"]
+__all__ = [
+    "additive_margin_loss",
+    "decoupled_loss",
+    "kpair_loss",
+    "ntxent_loss",
+    "pairwise_loss",
+    "supcon_loss",
+    "symmetric_loss",
+]
 
 
 def kpair_loss(
@@ -66,17 +92,147 @@ def kpair_loss(
         | Representation Learning with Contrastive Predictive Coding (van den Oord et al., 2018)
         | https://arxiv.org/abs/1807.03748
     """
-    scores, targets, log_weights = check_rows("kpair_loss", scores, targets, log_weights)
+    return _kpair("kpair_loss", *check_rows("kpair_loss", scores, targets, log_weights))
+
+
+def _kpair(function: str, scores: Tensor, targets: Tensor, log_weights: Tensor | None) -> Tensor:
+    """The kernel, on what `check_rows` returned, in the name of a public function."""
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, log_weights, present = _without_padding(scores, targets, log_weights)
+    scores, log_weights, present = without_padding(scores, targets, log_weights)
     if log_weights is None:
         loss = F.cross_entropy(scores, targets, reduction="none")
     else:
-        shifted = scores - _largest(log_weights + scores)
+        shifted = scores - largest(log_weights + scores)
         loss = torch.logsumexp(log_weights + shifted, 1) - target_scores(shifted, targets).squeeze(1)
-    _refuse_undefined("kpair_loss", loss, scores, targets)
+    refuse_undefined(function, loss, scores, targets)
     return loss if present is None else loss.masked_fill(~present, 0.0)
+
+
+def ntxent_loss(
+    scores: Float[Tensor, "views views"],
+    *,
+    log_weights: Float[Tensor, "views views"] | None = None,
+) -> Float[Tensor, " views"]:
+    r"""Computes the NT-Xent loss of a batch of two views: every other view is a candidate, the partner the positive.
+
+    .. math::
+        L_i = \log \sum_{j \ne i} w_{ij} e^{s_{ij} - s_{i,t(i)}}, \qquad t(i) = (i + B) \bmod 2B
+
+    It is `kpair_loss` of `without_self` and `partners`, which a miner needs to see before:
+
+    >>> scores = torch.randn(6, 6)
+    >>> torch.equal(ntxent_loss(scores), kpair_loss(without_self(scores), partners(6)))
+    True
+
+    Arguments:
+        scores: :math:`s_{ij}` of the 2B views among themselves, the first views of all samples and then the
+            second ones, temperature applied. The self pair is left out, whatever stands there.
+        log_weights: as in `kpair_loss`.
+
+    Returns:
+        The loss of each view, in nats; 0 for a batch of one sample.
+
+    Raises:
+        ValueError: for a matrix that is not square or has an odd number of rows; otherwise as `kpair_loss`.
+
+    Example:
+        >>> views = torch.eye(2).repeat(2, 1)
+        >>> ntxent_loss(views @ views.T)
+        tensor([0.5514, 0.5514, 0.5514, 0.5514])
+
+    References:
+        | A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)
+        | https://arxiv.org/abs/2002.05709
+    """
+    check_square("ntxent_loss", scores)
+    if len(scores) % 2:
+        raise ValueError(
+            f"ntxent_loss: scores have shape {tuple(scores.shape)}, expected an even number of rows: "
+            "two views of every sample"
+        )
+    targets = partners(len(scores), device=scores.device)
+    return _kpair("ntxent_loss", *check_rows("ntxent_loss", without_self(scores), targets, log_weights))
+
+
+def symmetric_loss(
+    scores: Float[Tensor, "pairs pairs"],
+    *,
+    objective: Callable[[Tensor], Tensor] = kpair_loss,
+) -> Float[Tensor, " pairs"]:
+    r"""Computes an objective in both directions and takes their mean (CLIP): rows as anchors, and columns.
+
+    .. math::
+        L_i = \tfrac12 \bigl(\ell_i(S) + \ell_i(S^\top)\bigr)
+
+    Arguments:
+        scores: :math:`s_{ij} = f(x_i, y_j)`; the positives stand on the diagonal. A pair that is padding is
+            :math:`-\infty` in its row and in its column.
+        objective: :math:`\ell`, ``scores -> [pairs]``. A miner sees the rows of each direction:
+            ``lambda s: kpair_loss(s, log_weights=miner(s, torch.arange(len(s))))``.
+
+    Returns:
+        The loss of each pair; its mean is that of `KPairLoss`.
+
+    Raises:
+        ValueError: for a matrix that is not square, or not of a floating-point dtype; and, in its own name, what
+            `objective` refuses of either direction, where row i is pair i.
+
+    Example:
+        >>> symmetric_loss(torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
+        tensor([1.2201, 1.2201])
+
+    References:
+        | Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021)
+        | https://arxiv.org/abs/2103.00020
+    """
+    check_square("symmetric_loss", scores)
+    scores = as_float32(scores)
+    return (objective(scores) + objective(scores.T)) / 2
+
+
+def additive_margin_loss(
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | None = None,
+    *,
+    margin: float,
+    log_weights: Float[Tensor, "anchors candidates"] | None = None,
+) -> Float[Tensor, " anchors"]:
+    r"""Computes the softmax loss with an additive margin: the positive must win by m (AM-Softmax, CosFace).
+
+    .. math::
+        L_i = \log\Bigl(1 + \sum_{j \ne t(i)} w_{ij} e^{s_{ij} + m - s_{i,t(i)}}\Bigr)
+
+    It is the K-pair kernel with the constant log-weight m on the negatives.
+
+    Arguments:
+        scores: as in `kpair_loss`.
+        targets: as in `kpair_loss`.
+        margin: m, in score units: with cosines at temperature :math:`\tau`, the papers' margin divided by
+            :math:`\tau` (their :math:`s \cdot m`).
+        log_weights: as in `kpair_loss`; the margin comes on top of them.
+
+    Returns:
+        The loss of each anchor, in nats; 0 with gradient 0 as in `kpair_loss`.
+
+    Raises:
+        ValueError: as `kpair_loss`, and for a margin that is not finite.
+
+    Example:
+        >>> additive_margin_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), margin=1.0)
+        tensor([0.6931, 0.6931])
+
+    References:
+        | Additive Margin Softmax for Face Verification (Wang et al., 2018)
+        | https://arxiv.org/abs/1801.05599
+    """
+    scores, targets, log_weights = check_rows("additive_margin_loss", scores, targets, log_weights)
+    if not math.isfinite(margin):
+        raise ValueError(f"additive_margin_loss: margin is {margin}, expected a finite number")
+    # Not subtracted from the positive's score: beside scores of 1e4 the margin would lose its digits.
+    margins = torch.full_like(scores, margin).scatter(1, targets[:, None], 0.0)
+    log_weights = margins if log_weights is None else log_weights + margins
+    return _kpair("additive_margin_loss", scores, targets, log_weights)
 
 
 def decoupled_loss(
@@ -116,13 +272,13 @@ def decoupled_loss(
     scores, targets, log_weights = check_rows("decoupled_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, log_weights, present = _without_padding(scores, targets, log_weights)
+    scores, log_weights, present = without_padding(scores, targets, log_weights)
     weights = 0.0 if log_weights is None else log_weights
-    shifted = scores - _largest((weights + scores).scatter(1, targets[:, None], -torch.inf))
-    log_sum = _logsumexp_or((weights + shifted).scatter(1, targets[:, None], -torch.inf), -torch.inf)
+    shifted = scores - largest((weights + scores).scatter(1, targets[:, None], -torch.inf))
+    log_sum = logsumexp_or((weights + shifted).scatter(1, targets[:, None], -torch.inf), -torch.inf)
     # A row without negatives: the formula reads -inf.
     loss = torch.where(log_sum == -torch.inf, 0.0, log_sum - target_scores(shifted, targets).squeeze(1))
-    _refuse_undefined("decoupled_loss", loss, scores, targets)
+    refuse_undefined("decoupled_loss", loss, scores, targets)
     return loss if present is None else loss.masked_fill(~present, 0.0)
 
 
@@ -130,7 +286,7 @@ def pairwise_loss(
     scores: Float[Tensor, "anchors candidates"],
     targets: Int[Tensor, " anchors"] | None = None,
     *,
-    link: Callable[[Tensor], Tensor] = F.softplus,
+    link: Callable[[Tensor], Tensor] = softplus,
     log_weights: Float[Tensor, "anchors candidates"] | None = None,
 ) -> Float[Tensor, " anchors"]:
     r"""Computes the mean over an anchor's negatives of a link of the score difference: triplets.
@@ -166,20 +322,17 @@ def pairwise_loss(
     scores, targets, log_weights = check_rows("pairwise_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    scores, log_weights, present = _without_padding(scores, targets, log_weights)
-    kept = negatives(scores, targets)
-    difference = (scores - target_scores(scores, targets)).masked_fill(~kept, 0.0)
-    # The link may be bounded, or the weight 0: the differences tell of a broken score where the loss does not.
-    _refuse_undefined("pairwise_loss", difference.detach().abs().amax(1), scores, targets)
+    scores, log_weights, present = without_padding(scores, targets, log_weights)
+    difference, kept = differences("pairwise_loss", scores, targets)
     if log_weights is None:
         log_weights = torch.zeros_like(scores)
     kept = kept & (log_weights != -torch.inf)
     log_share = log_weights.masked_fill(~kept, -torch.inf)
-    log_share = log_share - _logsumexp_or(log_share, 0.0)[:, None]
+    log_share = log_share - logsumexp_or(log_share, 0.0)[:, None]
     # A dropped pair gets a difference of 0 before the link: 0 * link(-inf) may be NaN.
     difference = difference.masked_fill(~kept, 0.0)
     loss = torch.where(kept, log_share.masked_fill(~kept, 0.0).exp() * link(difference), 0.0).sum(1)
-    _refuse_undefined("pairwise_loss", loss, scores, targets, suspect="its link or its log_weights hold")
+    refuse_undefined("pairwise_loss", loss, scores, targets, suspect="its link or its log_weights hold")
     return loss if present is None else loss.masked_fill(~present, 0.0)
 
 
@@ -219,104 +372,21 @@ def supcon_loss(
         | Supervised Contrastive Learning (Khosla et al., 2020)
         | https://arxiv.org/abs/2004.11362
     """
-    if targets is None or targets.dtype != torch.bool:
-        scores, targets, log_weights = check_rows("supcon_loss", scores, targets, log_weights)
-        positive = torch.zeros_like(scores, dtype=torch.bool).scatter(1, targets[:, None], True)
-    else:
-        if targets.shape != scores.shape:
-            raise ValueError(
-                f"supcon_loss: targets are a mask of shape {tuple(targets.shape)}, expected {tuple(scores.shape)}"
-            )
-        positive = targets.to(scores.device)
-        first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-        scores, _, log_weights = check_rows("supcon_loss", scores, first, log_weights)
+    scores, positive, negative, weights = check_positives("supcon_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    candidate = scores != -torch.inf
-    positive = positive & candidate.any(1, keepdim=True)  # a row without any candidate is padding
-    if eager_on_cpu(scores):
-        undefined = (candidate & ~torch.isfinite(scores)).any(1)
-        if bool(undefined.any()):
-            raise ValueError(
-                f"supcon_loss: row {int(undefined.nonzero()[0])} holds a NaN or +inf score, "
-                "expected finite scores (-inf for an absent candidate)"
-            )
-        orphaned = (positive & ~candidate).any(1)
-        if bool(orphaned.any()):
-            raise ValueError(
-                f"supcon_loss: a positive of row {int(orphaned.nonzero()[0])} is absent (-inf) "
-                "while other candidates are present"
-            )
-    negative = ~positive & candidate
-    summed = candidate if keep_positives else negative
-    weights = torch.zeros_like(scores) if log_weights is None else log_weights.masked_fill(positive, 0.0)
-    scores = scores - _largest((scores + weights).masked_fill(~summed, -torch.inf))
+    summed = negative | positive if keep_positives else negative
+    scores = scores - largest((scores + weights).masked_fill(~summed, -torch.inf))
     weighted = scores + weights
     count = positive.sum(1)
     if keep_positives:
-        log_partition = _logsumexp_or(weighted.masked_fill(~(negative | positive), -torch.inf), 0.0)[:, None]
+        log_partition = logsumexp_or(weighted.masked_fill(~summed, -torch.inf), 0.0)[:, None]
         per_positive = log_partition - scores
     else:
-        log_negatives = _logsumexp_or(weighted.masked_fill(~negative, -torch.inf), -torch.inf)[:, None]
+        log_negatives = logsumexp_or(weighted.masked_fill(~summed, -torch.inf), -torch.inf)[:, None]
         # softplus(-inf) is 0 with gradient 0; the masked scores must not meet it as inf - inf.
-        per_positive = F.softplus(log_negatives - scores.masked_fill(~positive, 0.0))
+        per_positive = softplus(log_negatives - scores.masked_fill(~positive, 0.0))
     total = torch.where(positive, per_positive, 0.0).sum(1)
     loss = total / count.clamp_min(1)
-    if eager_on_cpu(loss) and not bool(torch.isfinite(loss).all()):
-        row = int((~torch.isfinite(loss)).nonzero()[0])
-        raise ValueError(f"supcon_loss: the loss of row {row} is not finite: its log_weights hold a NaN or +inf")
+    refuse_infinite("supcon_loss", loss)
     return loss
-
-
-def _without_padding(
-    scores: Tensor, targets: Tensor, log_weights: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Rows without any candidate become zeros, cut off from the graph; returns the mask of the others, None for all."""
-    padding = (scores == -torch.inf).all(1) if not eager_on_cpu(scores) else _absent_target_rows(scores, targets)
-    if eager_on_cpu(scores) and not bool(padding.any()):
-        return scores, log_weights, None
-    if log_weights is not None:
-        log_weights = log_weights.masked_fill(padding[:, None], 0.0)
-    return scores.masked_fill(padding[:, None], 0.0), log_weights, ~padding
-
-
-def _absent_target_rows(scores: Tensor, targets: Tensor) -> Tensor:
-    """Padding rows. The targets alone tell in most cases: the whole matrix is read only if one of them is absent."""
-    absent = target_scores(scores, targets).squeeze(1) == -torch.inf
-    if bool(absent.any()):
-        absent = absent & (scores == -torch.inf).all(1)
-    return absent
-
-
-def _largest(weighted: Tensor) -> Tensor:
-    """The largest entry of each row, cut off from the graph; 0 for a row that is -inf throughout.
-
-    Scores are subtracted from it before anything is added up: with scores of 1e4 a log-sum would lose the digits.
-    """
-    largest = weighted.detach().amax(1, keepdim=True)
-    return largest.masked_fill(largest == -torch.inf, 0.0)
-
-
-def _logsumexp_or(x: Tensor, empty: float) -> Tensor:
-    """Row-wise logsumexp; a row that is -inf throughout gives `empty`, with gradient 0 instead of NaN."""
-    nothing = (x == -torch.inf).all(1)
-    return torch.logsumexp(x.masked_fill(nothing[:, None], 0.0), 1).masked_fill(nothing, empty)
-
-
-def _refuse_undefined(
-    function: str, loss: Tensor, scores: Tensor, targets: Tensor, suspect: str = "its log_weights hold"
-) -> None:
-    """Names the row whose loss is undefined.
-
-    The losses and the targets tell: the matrix is read again only when one of them is not finite.
-    """
-    if not eager_on_cpu(loss):
-        return
-    finite = torch.isfinite(loss) & torch.isfinite(target_scores(scores, targets).squeeze(1))
-    if bool(finite.all()):
-        return
-    check_values(function, scores, targets)
-    row = int((~finite).nonzero()[0])
-    raise ValueError(
-        f"{function}: the loss of row {row} is not finite: {suspect} a NaN or +inf, or drop every candidate"
-    )

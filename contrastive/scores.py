@@ -24,7 +24,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["MiningFacts", "WeighsNegatives", "as_float32", "check_rows", "check_values", "negatives", "target_scores"]
+__all__ = [
+    "MiningFacts",
+    "WeighsNegatives",
+    "as_float32",
+    "check_positives",
+    "check_rows",
+    "check_square",
+    "check_values",
+    "negatives",
+    "partners",
+    "target_scores",
+    "without_self",
+]
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,7 @@ def check_rows(
     Raises:
         ValueError: names `function`, what it got and what it expected.
     """
-    if scores.ndim != 2:
-        raise ValueError(f"{function}: scores have shape {tuple(scores.shape)}, expected [anchors, candidates]")
-    if not scores.is_floating_point():
-        raise ValueError(f"{function}: scores have dtype {scores.dtype}, expected a floating-point dtype")
+    _check_scores(function, scores)
     anchors, candidates = scores.shape
     if targets is None:
         if candidates < anchors:
@@ -101,39 +110,118 @@ def check_rows(
                 f"{function}: targets lie in [{int(targets.min())}, {int(targets.max())}], "
                 f"expected columns in [0, {candidates - 1}]"
             )
-    if log_weights is not None:
-        if log_weights.shape != scores.shape:
+    return as_float32(scores), targets, _check_log_weights(function, scores, log_weights)
+
+
+def check_positives(
+    function: str, scores: Tensor, targets: Tensor | None = None, log_weights: Tensor | None = None
+) -> tuple[
+    Float[Tensor, "anchors candidates"],
+    Bool[Tensor, "anchors candidates"],
+    Bool[Tensor, "anchors candidates"],
+    Float[Tensor, "anchors candidates"],
+]:
+    r"""`check_rows` for losses of several positives, whose targets may be a mask; values are checked at once.
+
+    Arguments:
+        function: name of the caller, for the message.
+        scores: as in `check_rows`.
+        targets: the positives: a mask, or one column per anchor, or None for the diagonal.
+        log_weights: as in `check_rows`; what stands at positives is ignored.
+
+    Returns:
+        The scores; the mask of the positives and that of the negatives, of what is present (a row without any
+        candidate has neither); the log-weights, 0 at the positives and without mining.
+
+    Raises:
+        ValueError: as `check_rows` and `check_values`, and for a mask of another shape than `scores`.
+    """
+    if targets is None or targets.dtype != torch.bool:
+        scores, targets, log_weights = check_rows(function, scores, targets, log_weights)
+        positive = torch.zeros_like(scores, dtype=torch.bool).scatter(1, targets[:, None], True)
+    else:
+        _check_scores(function, scores)
+        if targets.shape != scores.shape:
             raise ValueError(
-                f"{function}: log_weights have shape {tuple(log_weights.shape)}, expected {tuple(scores.shape)}"
+                f"{function}: targets are a mask of shape {tuple(targets.shape)}, expected {tuple(scores.shape)}"
             )
-        log_weights = as_float32(log_weights)
-    return as_float32(scores), targets, log_weights
+        positive = targets.to(scores.device)
+        scores, log_weights = as_float32(scores), _check_log_weights(function, scores, log_weights)
+    present = scores != -torch.inf
+    positive = positive & present.any(1, keepdim=True)  # a row without any candidate is padding
+    if eager_on_cpu(scores):
+        _refuse_nan_and_infinity(function, scores)
+        orphaned = (positive & ~present).any(1)
+        if bool(orphaned.any()):
+            raise ValueError(
+                f"{function}: a positive of row {int(orphaned.nonzero()[0])} is absent (-inf) "
+                "while other candidates are present"
+            )
+    weights = torch.zeros_like(scores) if log_weights is None else log_weights.masked_fill(positive, 0.0)
+    return scores, positive, ~positive & present, weights
 
 
-def check_values(function: str, scores: Tensor, targets: Tensor) -> None:
+def check_square(function: str, scores: Tensor) -> None:
+    """The check of shape where anchors and candidates are the same rows, or pair up one to one.
+
+    Arguments:
+        function: name of the caller, for the message.
+        scores: anything that should be ``Float[batch, batch]``.
+
+    Raises:
+        ValueError: names `function`, what it got and what it expected.
+    """
+    _check_scores(function, scores)
+    if scores.shape[0] != scores.shape[1]:
+        raise ValueError(f"{function}: scores have shape {tuple(scores.shape)}, expected as many candidates as anchors")
+
+
+def _check_scores(function: str, scores: Tensor) -> None:
+    if scores.ndim != 2:
+        raise ValueError(f"{function}: scores have shape {tuple(scores.shape)}, expected [anchors, candidates]")
+    if not scores.is_floating_point():
+        raise ValueError(f"{function}: scores have dtype {scores.dtype}, expected a floating-point dtype")
+
+
+def _check_log_weights(function: str, scores: Tensor, log_weights: Tensor | None) -> Tensor | None:
+    if log_weights is None:
+        return None
+    if log_weights.shape != scores.shape:
+        raise ValueError(
+            f"{function}: log_weights have shape {tuple(log_weights.shape)}, expected {tuple(scores.shape)}"
+        )
+    return as_float32(log_weights)
+
+
+def check_values(function: str, scores: Tensor, targets: Tensor, *, first: int = 0) -> None:
     r"""The check of values at the public boundary. It reads the whole matrix: a loss asks its own result first.
 
     Arguments:
         function: name of the caller, for the message.
         scores: :math:`s_{ij}`, as `check_rows` returns them.
         targets: as `check_rows` returns them.
+        first: the number of the first row, where these are some rows of a larger matrix.
 
     Raises:
         ValueError: names `function` and the first row with a NaN or +inf score, or with an absent target beside
             candidates that are present.
     """
-    undefined = (torch.isnan(scores) | (scores == torch.inf)).any(1)
-    if bool(undefined.any()):
-        raise ValueError(
-            f"{function}: row {int(undefined.nonzero()[0])} holds a NaN or +inf score, "
-            "expected finite scores (-inf for an absent candidate)"
-        )
+    _refuse_nan_and_infinity(function, scores, first)
     orphaned = (target_scores(scores, targets).squeeze(1) == -torch.inf) & (scores > -torch.inf).any(1)
     if bool(orphaned.any()):
         row = int(orphaned.nonzero()[0])
         raise ValueError(
-            f"{function}: the target of row {row} (column {int(targets[row])}) is absent (-inf) "
+            f"{function}: the target of row {first + row} (column {int(targets[row])}) is absent (-inf) "
             "while other candidates are present"
+        )
+
+
+def _refuse_nan_and_infinity(function: str, scores: Tensor, first: int = 0) -> None:
+    undefined = (torch.isnan(scores) | (scores == torch.inf)).any(1)
+    if bool(undefined.any()):
+        raise ValueError(
+            f"{function}: row {first + int(undefined.nonzero()[0])} holds a NaN or +inf score, "
+            "expected finite scores (-inf for an absent candidate)"
         )
 
 
@@ -162,3 +250,53 @@ def negatives(
     tensor([[False, False,  True]])
     """
     return (scores != -torch.inf).scatter(1, targets[:, None], False)
+
+
+def without_self(scores: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
+    r"""Makes the self pairs of a batch scored against itself absent: :math:`-\infty` on the diagonal.
+
+    Arguments:
+        scores: :math:`s_{ij} = f(z_i, z_j)`; whatever stands on the diagonal, NaN included, is replaced, and has
+            gradient 0.
+
+    Returns:
+        A copy, of the same dtype.
+
+    Raises:
+        ValueError: for a matrix that is not square, or not of a floating-point dtype.
+
+    Example:
+        >>> import torch
+        >>> without_self(torch.ones(2, 2))
+        tensor([[-inf, 1.],
+                [1., -inf]])
+    """
+    check_square("without_self", scores)
+    return scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=scores.device), -torch.inf)
+
+
+def partners(rows: int, *, device: torch.device | str | None = None) -> Int[Tensor, " rows"]:
+    r"""The targets of a batch of two views, one after the other: the positive of row i is the other view of its sample.
+
+    .. math::
+        t(i) = (i + B) \bmod 2B
+
+    With `without_self` it turns a batch of two views into what a miner, or any objective, takes: see `ntxent_loss`.
+
+    Arguments:
+        rows: 2B, how many views there are.
+        device: where the targets shall be.
+
+    Returns:
+        The column of each row's positive.
+
+    Raises:
+        ValueError: for an odd or a negative number.
+
+    Example:
+        >>> partners(6)
+        tensor([3, 4, 5, 0, 1, 2])
+    """
+    if rows < 0 or rows % 2:
+        raise ValueError(f"partners: got {rows} rows, expected an even number: two views of every sample")
+    return torch.arange(rows, device=device).roll(rows // 2)

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "files"},
     {"scores", "pictures"},
-    {"objectives", "critics"},
+    {"rows", "critics"},
+    {"objectives", "relatives"},
     {"tiled"},
     {"bounds", "criterion", "distributed"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "metrics", "_faiss"},
