@@ -15,8 +15,18 @@ from contrastive.criterion import KPairLoss
 from contrastive.critics import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable
 from contrastive.encoders import load_encoder
 from contrastive.errors import InputError
-from contrastive.objectives import decoupled_loss, kpair_loss, pairwise_loss, supcon_loss
+from contrastive.objectives import (
+    additive_margin_loss,
+    decoupled_loss,
+    kpair_loss,
+    ntxent_loss,
+    pairwise_loss,
+    supcon_loss,
+    symmetric_loss,
+)
+from contrastive.relatives import lifted_loss, multi_similarity_loss, ovo_loss, sigmoid_loss
 from contrastive.retrieval import evaluate_retrieval, search
+from contrastive.scores import partners, without_self
 
 __all__ = [
     "Bilinear",
@@ -28,15 +38,24 @@ __all__ = [
     "KPairLoss",
     "NegativeSquaredDistance",
     "Separable",
+    "additive_margin_loss",
     "decoupled_loss",
     "evaluate_retrieval",
     "infonce_bound",
     "kpair_loss",
+    "lifted_loss",
     "load_encoder",
+    "multi_similarity_loss",
+    "ntxent_loss",
     "nwj_bound",
+    "ovo_loss",
     "pairwise_loss",
+    "partners",
     "search",
+    "sigmoid_loss",
     "supcon_loss",
+    "symmetric_loss",
+    "without_self",
 ]
 
 # Another project also installs a module `contrastive`: miners and the launcher look for this very line.

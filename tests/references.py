@@ -44,6 +44,11 @@ def scores_with_gaps(anchors, candidates, *, absent=0.2, dtype=torch.float64, sc
     return scores.masked_fill(gaps, -INF).to(dtype), targets
 
 
+def close(actual, expected, tolerance):
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def gradient(loss, *inputs):
     """The gradients of the sum of `loss`; zeros where it does not depend on an input."""
     return torch.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
@@ -121,6 +126,98 @@ def supcon(scores, positives, log_weights=None, *, keep_positives=True):
             rivals += sum((row[j] - row[p]).exp() for j in ours if keep_positives and j != p)
             total += (1 + rivals).ln()
         losses.append(float(total / len(ours)) if ours else 0.0)
+    return losses
+
+
+@_exactly
+def additive_margin(scores, targets, log_weights=None, *, margin):
+    """Wang et al. (2018), L_AMS, in score units: -log(e^(s_t - m) / (e^(s_t - m) + sum_j!=t e^(s_j))), weighted."""
+    m, losses = Decimal(margin), []
+    for row, t, weights in _rows(scores, targets, log_weights):
+        if row is None:
+            losses.append(0.0)
+            continue
+        rest = sum(weights[j].exp() * row[j].exp() for j in range(len(row)) if j != t)
+        losses.append(-float(((row[t] - m).exp() / ((row[t] - m).exp() + rest)).ln()))
+    return losses
+
+
+@_exactly
+def ntxent(scores, log_weights=None):
+    """Chen et al. (2020), eq. 1: -log(e^{s_ij} / sum_{k != i} e^{s_ik}), j the other view of the sample, weighted."""
+    views, losses = len(scores), []
+    for i, (row, _, weights) in enumerate(_rows(scores, torch.zeros(views), log_weights)):
+        j = i + views // 2 if i < views // 2 else i - views // 2
+        others = [k for k in range(views) if k != i]
+        if row is None or all(row[k] == Decimal("-inf") for k in others):
+            losses.append(0.0)
+            continue
+        total = sum((weights[k].exp() if k != j else 1) * row[k].exp() for k in others)
+        losses.append(-float((row[j].exp() / total).ln()))
+    return losses
+
+
+def symmetric(scores, *, loop=kpair):
+    """Radford et al. (2021), figure 3: the cross-entropies with labels 0 .. n - 1 of both axes, halved."""
+    labels = torch.arange(len(scores))
+    by_row, by_column = loop(scores, labels), loop(scores.T, labels)
+    return [(a + b) / 2 for a, b in zip(by_row, by_column, strict=True)]
+
+
+@_exactly
+def ovo(scores, targets, log_weights=None):
+    """Sohn (2016), N-pair-ovo: sum_j log(1 + exp(s_ij - s_it)), weighted."""
+    losses = []
+    for row, t, weights in _rows(scores, targets, log_weights):
+        pairs = [] if row is None else [j for j in range(len(row)) if j != t and row[j].is_finite()]
+        losses.append(float(sum(weights[j].exp() * softplus(row[j] - row[t]) for j in pairs)))
+    return losses
+
+
+def _positives_and_negatives(scores, targets, log_weights):
+    """Of every row: the scores of the positives, and the negatives' scores and weights; targets a mask or columns."""
+    for i, (row, _, weights) in enumerate(_rows(scores, torch.zeros(len(scores)), log_weights)):
+        ours = targets[i].nonzero().flatten().tolist() if targets.dtype == torch.bool else [int(targets[i])]
+        if row is None:
+            yield [], []
+        else:
+            yield (
+                [row[p] for p in ours],
+                [(s, weights[n].exp()) for n, s in enumerate(row) if n not in ours and s.is_finite()],
+            )
+
+
+@_exactly
+def lifted(scores, targets, log_weights=None, *, margin=1.0, link=lambda x: max(Decimal(0), x)):
+    """Hermans et al. (2017), L_LG: [log sum_p e^D(a,p) + log sum_n e^(m - D(a,n))]_+, with s = -D, weighted."""
+    losses = []
+    for positives, negatives in _positives_and_negatives(scores, targets, log_weights):
+        far = sum((-s).exp() for s in positives)
+        near = sum(w * (s + Decimal(margin)).exp() for s, w in negatives)
+        losses.append(float(link(far.ln() + near.ln())) if far and near else 0.0)
+    return losses
+
+
+@_exactly
+def multi_similarity(scores, targets, log_weights=None, *, alpha=2.0, beta=50.0, base=0.5):
+    """Wang et al. (2019), eq. 15: log(1 + sum_p e^(-a(S - l))) / a + log(1 + sum_n e^(b(S - l))) / b, weighted."""
+    a, b, threshold = Decimal(alpha), Decimal(beta), Decimal(base)
+    losses = []
+    for positives, negatives in _positives_and_negatives(scores, targets, log_weights):
+        pulled = (Decimal(1) + sum((-a * (s - threshold)).exp() for s in positives)).ln() / a
+        pushed = (Decimal(1) + sum(w * (b * (s - threshold)).exp() for s, w in negatives)).ln() / b
+        losses.append(float(pulled + pushed))
+    return losses
+
+
+@_exactly
+def sigmoid(scores, targets, log_weights=None, *, bias=-10.0):
+    """Zhai et al. (2023), algorithm 1: minus the sum of log 1 / (1 + e^(-z (s + b))), z = +-1, weighted."""
+    b, losses = Decimal(bias), []
+    for positives, negatives in _positives_and_negatives(scores, targets, log_weights):
+        total = sum((1 / (1 + (-(s + b)).exp())).ln() for s in positives)
+        total += sum(w * (1 / (1 + (s + b).exp())).ln() for s, w in negatives)
+        losses.append(-float(total))
     return losses
 
 
