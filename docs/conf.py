@@ -9,6 +9,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
+myst_enable_extensions = ["dollarmath"]  # the formulas of theory.md
 html_theme = "furo"
 autodoc_typehints = "description"
 napoleon_custom_sections = [("Arguments", "params_style")]
