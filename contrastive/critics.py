@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive.factors import Factors, product
 from contrastive.scores import as_float32
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "InnerProduct",
     "NegativeSquaredDistance",
     "Separable",
-    "normalize",
 ]
 
 # Below it float32 logits of a cosine exceed 1e6 and no training can follow.
@@ -52,8 +52,12 @@ class InnerProduct(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.factors(x, y).scores()
+
+    def factors(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Factors:
+        """The rows as they are."""
         _check_pair("InnerProduct", x, y)
-        return _product(x, y) / self.temperature
+        return Factors(*_both_as_float32(x, y), scale=1 / self.temperature)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"temperature={self.temperature}"
@@ -97,8 +101,12 @@ class Cosine(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.factors(x, y).scores()
+
+    def factors(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Factors:
+        """The rows, to be scaled to unit length."""
         _check_pair("Cosine", x, y)
-        return _product(normalize(x), normalize(y)) / self.temperature
+        return Factors(*_both_as_float32(x, y), scale=1 / self.temperature, unit=True)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"temperature={float(torch.as_tensor(self.temperature).detach()):.4g}, learnable={self.learnable}"
@@ -124,10 +132,25 @@ class NegativeSquaredDistance(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.factors(x, y).scores().clamp_max(0.0)
+
+    def factors(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Factors:
+        r"""Two more columns for the squares, :math:`[x, |x|^2, 1]^\top [2y, -1, -|y|^2]`.
+
+        Rows are taken relative to the mean candidate: the difference of squares far from the origin keeps no digits.
+        """
         _check_pair("NegativeSquaredDistance", x, y)
         x, y = as_float32(x), as_float32(y)
-        distance = x.square().sum(1)[:, None] - 2 * _product(x, y) + y.square().sum(1)
-        return -distance.clamp_min(0.0) / self.temperature
+        if len(y):
+            centre = y.detach().mean(0)
+            x, y = x - centre, y - centre
+        one = torch.ones_like
+        x_square, y_square = x.square().sum(1, keepdim=True), y.square().sum(1, keepdim=True)
+        return Factors(
+            torch.cat([x, x_square, one(x_square)], 1),
+            torch.cat([2 * y, -one(y_square), -y_square], 1),
+            scale=1 / self.temperature,
+        )
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"temperature={self.temperature}"
@@ -156,8 +179,12 @@ class Bilinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.factors(x, y).scores()
+
+    def factors(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Factors:
+        r""":math:`x^\top W` and the candidates."""
         _check_widths("Bilinear", x, y, *self.weight.shape)
-        return _product(_product(x, self.weight.T), y)
+        return Factors(product(x, self.weight.T), as_float32(y))
 
 
 class Separable(nn.Module):
@@ -192,8 +219,12 @@ class Separable(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.factors(x, y).scores()
+
+    def factors(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Factors:
+        """What the two towers make of the rows."""
         _check_widths("Separable", x, y, *self.dims)
-        return _product(self.tower_x(x), self.tower_y(y))
+        return Factors(as_float32(self.tower_x(x)), as_float32(self.tower_y(y)))
 
 
 class Concat(nn.Module):
@@ -231,33 +262,25 @@ class Concat(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
+        return self.pairs(*self.split(x, y))
+
+    def split(
+        self, x: Float[Tensor, "n d"], y: Float[Tensor, "m e"]
+    ) -> tuple[Float[Tensor, "n h"], Float[Tensor, "m h"]]:
+        """The first layer of the anchors and of the candidates, each by itself."""
         _check_widths("Concat", x, y, *self.dims)
-        pairs: Tensor = self.rest(self.first_x(x)[:, None] + self.first_y(y)[None])
-        return as_float32(pairs.squeeze(2))
+        return self.first_x(x), self.first_y(y)
+
+    def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "m h"]) -> Float[Tensor, "n m"]:
+        """The other layers of every pair; what the loss calls strip by strip when batches are large."""
+        scores: Tensor = self.rest(x[:, None] + y[None])
+        return as_float32(scores.squeeze(2))
 
 
-def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    r"""Scales rows to unit length in at least float32; a zero row stays zero, with gradient zero.
-
-    `torch.nn.functional.normalize` gives NaN for a zero row in half precision and a gradient of 1e12 in single.
-
-    >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
-    """
-    x = as_float32(x)
-    # The largest entry first: squares of 1e-25 or 1e25 leave float32.
-    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
-    nonzero = largest > 0
-    scaled = x / largest.masked_fill(~nonzero, 1.0)
-    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(~nonzero, 1.0)
-    return torch.where(nonzero, scaled / length, 0.0)
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """`x @ y.T` in at least float32, whatever autocast says."""
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        return as_float32(x) @ as_float32(y).T
+def _both_as_float32(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both raised to float32; one copy where they are one tensor, which tells that the scores are symmetric."""
+    raised = as_float32(x)
+    return raised, raised if y is x else as_float32(y)
 
 
 def _tower(dim: int, hidden: int, out: int, layers: int) -> nn.Sequential:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from contrastive.batches import derived_seed
 from contrastive.bounds import infonce_bound
-from contrastive.critics import normalize
 from contrastive.data import ImageData, ImageSplit
 from contrastive.errors import InputError
+from contrastive.factors import normalize
 from contrastive.geometry import alignment, uniformity
 from contrastive.objectives import kpair_loss
 from contrastive.probing import knn_accuracy, linear_accuracy, mlp_accuracy

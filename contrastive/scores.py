@@ -31,6 +31,7 @@ __all__ = [
     "check_positives",
     "check_rows",
     "check_square",
+    "check_targets",
     "check_values",
     "negatives",
     "partners",
@@ -91,26 +92,46 @@ def check_rows(
         ValueError: names `function`, what it got and what it expected.
     """
     _check_scores(function, scores)
-    anchors, candidates = scores.shape
+    targets = check_targets(function, scores.shape[0], scores.shape[1], targets, scores.device)
+    return as_float32(scores), targets, _check_log_weights(function, scores, log_weights)
+
+
+def check_targets(
+    function: str, anchors: int, candidates: int, targets: Tensor | None, device: torch.device
+) -> Int[Tensor, " anchors"]:
+    """The part of `check_rows` that needs no scores.
+
+    Arguments:
+        function: name of the caller, for the message.
+        anchors: number of rows.
+        candidates: number of columns.
+        targets: None means the diagonal.
+        device: where the scores are.
+
+    Returns:
+        The targets as int64 on `device`.
+
+    Raises:
+        ValueError: names `function`, what it got and what it expected.
+    """
     if targets is None:
         if candidates < anchors:
             raise ValueError(
-                f"{function}: scores have shape {tuple(scores.shape)}; without targets the positive of anchor i is "
+                f"{function}: scores have shape {(anchors, candidates)}; without targets the positive of anchor i is "
                 f"column i, which needs at least {anchors} candidates"
             )
-        targets = torch.arange(anchors, device=scores.device)
-    else:
-        if targets.dtype == torch.bool or targets.is_floating_point() or targets.is_complex():
-            raise ValueError(f"{function}: targets have dtype {targets.dtype}, expected an integer dtype")
-        if targets.shape != (anchors,):  # a length of 1 would broadcast in silence
-            raise ValueError(f"{function}: targets have shape {tuple(targets.shape)}, expected [{anchors}]")
-        targets = targets.to(device=scores.device, dtype=torch.int64)
-        if eager_on_cpu(scores) and anchors and not (int(targets.min()) >= 0 and int(targets.max()) < candidates):
-            raise ValueError(
-                f"{function}: targets lie in [{int(targets.min())}, {int(targets.max())}], "
-                f"expected columns in [0, {candidates - 1}]"
-            )
-    return as_float32(scores), targets, _check_log_weights(function, scores, log_weights)
+        return torch.arange(anchors, device=device)
+    if targets.dtype == torch.bool or targets.is_floating_point() or targets.is_complex():
+        raise ValueError(f"{function}: targets have dtype {targets.dtype}, expected an integer dtype")
+    if targets.shape != (anchors,):  # a length of 1 would broadcast in silence
+        raise ValueError(f"{function}: targets have shape {tuple(targets.shape)}, expected [{anchors}]")
+    targets = targets.to(device=device, dtype=torch.int64)
+    if eager_on_cpu(targets) and anchors and not (int(targets.min()) >= 0 and int(targets.max()) < candidates):
+        raise ValueError(
+            f"{function}: targets lie in [{int(targets.min())}, {int(targets.max())}], "
+            f"expected columns in [0, {candidates - 1}]"
+        )
+    return targets
 
 
 def check_positives(

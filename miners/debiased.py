@@ -4,9 +4,10 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive.scores import MiningFacts, negatives, target_scores
+from contrastive.scores import MiningFacts, eager_on_cpu, negatives, target_scores
 from miners.miner import Miner
 
 __all__ = ["debiased", "hcl"]
@@ -97,20 +98,41 @@ def _hcl(
     tau_plus: float,
     min_score: float | None,
 ) -> Tensor:
-    kept = negatives(scores, targets)
-    some = kept.any(1, keepdim=True)
-    # Relative to the hardest negative, nothing changes but the digits: with scores of 1e4 a log-sum would lose them.
-    hardest = scores.detach().masked_fill(~kept, -torch.inf).amax(1, keepdim=True).masked_fill(~some, 0.0)
-    scores = scores - hardest
-    # Rows without negatives and columns that are absent take no part; what stands there must only be finite.
-    tilted = (beta * scores.masked_fill(~kept, 0.0)).masked_fill(~kept, -torch.inf)
-    log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
-    log_total = torch.logsumexp(tilted.masked_fill(~some, 0.0), 1, keepdim=True)
-    log_weights = tilted.masked_fill(~kept, 0.0) - log_total + log_count
+    kept = _kept(scores, targets)
+    log_weights, log_count = _tilted(scores, targets, kept, beta)
     if tau_plus > 0:
+        kept = negatives(scores, targets) if kept is None else kept
+        # Relative to the hardest negative, nothing changes but the digits: with scores of 1e4 a log-sum loses them.
+        hardest = scores.detach().masked_fill(~kept, -torch.inf).amax(1, keepdim=True)
+        hardest = hardest.masked_fill(~kept.any(1, keepdim=True), 0.0)
         floor = None if min_score is None else min_score - hardest
-        log_weights = log_weights + _debiasing(scores, targets, kept, log_weights, log_count, tau_plus, floor)
+        log_weights = log_weights + _debiasing(scores - hardest, targets, kept, log_weights, log_count, tau_plus, floor)
+    if kept is None:
+        return log_weights.scatter(1, targets[:, None], 0.0)
     return torch.where(kept, log_weights, 0.0)
+
+
+def _kept(scores: Tensor, targets: Tensor) -> Tensor | None:
+    """The negatives that are present; None if that is all but the target, which saves their mask at every step."""
+    if eager_on_cpu(scores) and scores.shape[1] > 1 and float(scores.detach().amin()) > -torch.inf:
+        return None
+    return negatives(scores, targets)
+
+
+def _tilted(scores: Tensor, targets: Tensor, kept: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+    """The weights by exponential tilting, the target still to be set, and the log of each row's number of negatives."""
+    if kept is None:
+        log_count = scores.new_full((1, 1), scores.shape[1] - 1.0).log()
+        if beta == 0:
+            return torch.zeros_like(scores), log_count
+        tilted = beta * scores.scatter(1, targets[:, None], -torch.inf)
+    else:
+        log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
+        # Rows without negatives and columns that are absent take no part; what stands there must only be finite.
+        tilted = (beta * scores.masked_fill(~kept, 0.0)).masked_fill(~kept, -torch.inf)
+        tilted = tilted.masked_fill(~kept.any(1, keepdim=True), 0.0)
+    log_weights = F.log_softmax(tilted, 1) + log_count
+    return log_weights if kept is None else log_weights.masked_fill(~kept, 0.0), log_count
 
 
 def _debiasing(

@@ -152,7 +152,7 @@ def test_parameters_of_critic_and_miner_are_its_own():
 def test_any_callable_is_a_critic():
     x, y = pairs()
     loss = KPairLoss(lambda a, b: a @ b.T)(x, y)
-    assert torch.equal(loss, KPairLoss(InnerProduct())(x, y))
+    torch.testing.assert_close(loss, KPairLoss(InnerProduct())(x, y), rtol=1e-14, atol=1e-14)
 
 
 def test_what_does_not_fit_is_refused():
@@ -165,10 +165,12 @@ def test_what_does_not_fit_is_refused():
         KPairLoss(lambda a, b: a @ b[:5].T)(x, y)
     with refused("KPairLoss", "critic", "(6, 6)", "[6, 3]"):
         KPairLoss(lambda a, b: torch.zeros(6, 6))(x, y, negatives=x[:3])
-    with refused("Cosine", "(3, 5)"):
+    with refused("KPairLoss", "(3, 5)"):
         KPairLoss(Cosine())(x, y, negatives=torch.zeros(3, 5))
     with refused("kpair_loss", "log_weights", "(6, 1)"):
         KPairLoss(Cosine(), miner=lambda s, t, anchors=None: torch.zeros(6, 1))(x, y)
     x[2, 0] = float("nan")
-    with refused("kpair_loss", "row 2", "NaN"):
+    with refused("KPairLoss", "row 2", "NaN"):
         KPairLoss(InnerProduct())(x, y)
+    with refused("kpair_loss", "row 2", "NaN"):
+        KPairLoss(lambda a, b: a @ b.T)(x, y)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from references import INF, gradient, refused
 
 from contrastive import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable, kpair_loss
-from contrastive.critics import normalize
+from contrastive.factors import normalize
 
 
 def inner(critic, x, y):

@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "files"},
     {"scores", "pictures"},
-    {"rows", "critics"},
-    {"objectives", "relatives"},
+    {"rows", "factors", "gemm"},
+    {"objectives", "relatives", "critics", "_tiles"},
+    {"_strips"},
+    {"_streaming"},
     {"tiled"},
     {"bounds", "criterion", "distributed"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "metrics", "_faiss"},

@@ -1,0 +1,219 @@
+"""Which way through the scores a loss takes, and the autograd function that ends all of them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive._strips import one_direction, one_direction_scored, parameters_of
+from contrastive._tiles import Absent, absent_in, two_directions
+from contrastive.factors import Factors, Splits, factorises, without_autocast
+from contrastive.objectives import kpair_loss
+from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
+
+__all__ = ["Critic", "direction", "directions", "joined", "plain_scores", "views"]
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+
+
+def direction(
+    function: str,
+    critic: Critic,
+    x: Tensor,
+    y: Tensor,
+    targets: Tensor | None,
+    *,
+    absent: Absent | None,
+    miner: WeighsNegatives | None,
+    stored: bool,
+    turned: bool = False,
+) -> Tensor:
+    """The mean loss of the rows of `x` among those of `y`; turned, of those of `y` among those of `x`.
+
+    The critic gets `x` and `y` in their order either way. `function` is the name of the public caller, for messages;
+    the other arguments are those of `contrastive.tiled`.
+    """
+    anchors, candidates = (y, x) if turned else (x, y)
+    targets = check_targets(function, len(anchors), len(candidates), targets, x.device)
+    if not len(anchors):
+        return as_float32(x).sum() * 0.0 + as_float32(y).sum() * 0.0
+    options: dict[str, Any] = {"targets": targets, "absent": absent, "miner": miner}
+    if factorises(critic):
+        factors = critic.factors(x, y)
+        u, v = (factors.candidates, factors.anchors) if turned else (factors.anchors, factors.candidates)
+        compute = partial(one_direction, function, unit=factors.unit, **options)
+        plain = partial(_plain, targets=targets, unit=factors.unit, absent=absent) if stored and miner is None else None
+        return _formed(compute, plain, u, v, factors.scale, *parameters_of(miner))
+    a, b, score = (*critic.split(x, y), critic.pairs) if isinstance(critic, Splits) else (x, y, critic)
+    if turned:
+        a, b, score = b, a, partial(_transposed, score)
+    compute = partial(one_direction_scored, function, score, **options)
+    return _formed(compute, None, a, b, *parameters_of(critic, miner))
+
+
+def directions(
+    function: str,
+    critic: Critic,
+    x: Tensor,
+    y: Tensor,
+    negatives: Tensor | None,
+    *,
+    absent: Absent | None,
+    miner: WeighsNegatives | None,
+    stored: bool,
+) -> Tensor:
+    """The mean loss of both directions; arguments as in `direction`."""
+    _check_pairs(function, x, y)
+    candidates = joined(function, y, negatives)
+    if miner is None and factorises(critic) and len(x):
+        factors = critic.factors(x, candidates)
+        compute = partial(two_directions, function, unit=factors.unit, absent=absent, stored=stored)
+        plain = partial(_plain_symmetric, unit=factors.unit, absent=absent) if stored else None
+        return _formed(compute, plain, factors.anchors, factors.candidates, factors.scale)
+    there = direction(function, critic, x, candidates, None, absent=absent, miner=miner, stored=stored)
+    swapped = None if absent is None else partial(_swapped, absent)
+    back = direction(function, critic, x, y, None, absent=swapped, miner=miner, stored=stored, turned=True)
+    return (there + back) / 2
+
+
+def views(
+    function: str,
+    critic: Critic,
+    x: Tensor,
+    y: Tensor,
+    negatives: Tensor | None,
+    *,
+    absent: Absent | None,
+    miner: WeighsNegatives | None,
+    stored: bool,
+) -> Tensor:
+    """The mean loss of NT-Xent; arguments as in `direction`."""
+    _check_pairs(function, x, y)
+    z = torch.cat([x, y])
+    if miner is None and absent is None and negatives is None and factorises(critic) and len(z):
+        factors = critic.factors(z, z)
+        if factors.anchors is factors.candidates:  # symmetric scores
+            compute = partial(_two_views, function, unit=factors.unit, stored=stored)
+            plain = partial(_plain_views, unit=factors.unit) if stored else None
+            return _formed(compute, plain, factors.anchors, factors.scale)
+    candidates = joined(function, z, negatives)
+    targets = partners(len(z), device=z.device)
+    absent = partial(_or_self, absent)
+    return direction(function, critic, z, candidates, targets, absent=absent, miner=miner, stored=stored)
+
+
+def joined(function: str, y: Tensor, negatives: Tensor | None) -> Tensor:
+    """The candidates: `y`, and further negatives."""
+    if negatives is None:
+        return y
+    if negatives.ndim != 2 or y.ndim != 2 or negatives.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"{function}: got candidates of shape {tuple(y.shape)} and negatives of shape {tuple(negatives.shape)}, "
+            "expected [N, d] and [M, d]"
+        )
+    return torch.cat([y, negatives])
+
+
+def plain_scores(critic: Critic, x: Tensor, y: Tensor, absent: Absent | None) -> Tensor:
+    """The matrix of scores, what is absent in it marked."""
+    scores = critic(x, y)
+    if absent is None:
+        return scores
+    return scores.masked_fill(absent_in(absent, slice(0, len(x)), slice(0, len(y)), scores.device), -torch.inf)
+
+
+class _FormedAtOnce(torch.autograd.Function):
+    """A loss whose gradients are formed with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
+        tensors = [z if isinstance(z, Tensor) else None for z in inputs]
+        value: Tensor
+        with without_autocast(inputs[0]):
+            value, gradients = compute(*inputs, needed=ctx.needs_input_grad[2:])
+        ctx.plain = plain
+        ctx.constants = [None if isinstance(z, Tensor) else z for z in inputs]
+        ctx.save_for_backward(*tensors, *gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count = ctx.saved_tensors, len(ctx.constants)
+        tensors, gradients = saved[:count], saved[count:]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
+            inputs = [c if z is None else z for z, c in zip(tensors, ctx.constants, strict=True)]
+            return None, None, *_differentiable(ctx.plain, inputs, ctx.needs_input_grad[2:], upstream)
+        if upstream.device.type == "cpu" and float(upstream) == 1.0:  # as after loss.backward(): no copy
+            return None, None, *gradients
+        return None, None, *(None if g is None else g * upstream for g in gradients)
+
+
+def _differentiable(
+    plain: Callable[..., Tensor] | None, inputs: list[Any], needed: tuple[bool, ...], upstream: Tensor
+) -> list[Tensor | None]:
+    """The gradients by way of the matrix, as tensors that can be differentiated again."""
+    if plain is None:
+        raise RuntimeError(
+            "the tiled loss is differentiable once (its gradients are formed with its value); for a second derivative "
+            "use the stored scores: stored=True, KPairLoss(tiled=False)"
+        )
+    asked = [z for z, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(plain(*inputs), asked, upstream, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _formed(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
+    """The loss, computed in eager mode: its loops over tiles are nothing that a compiler could improve."""
+    apply = _FormedAtOnce.apply
+    if torch.compiler.is_compiling():
+        apply = torch.compiler.disable(apply)  # type: ignore[no-untyped-call]  # no decorator: it imports the compiler
+    value: Tensor = apply(compute, plain, *inputs)
+    return value
+
+
+def _transposed(score: Critic, b: Tensor, a: Tensor) -> Tensor:
+    return score(a, b).T
+
+
+def _two_views(
+    function: str, u: Tensor, scale: Tensor | float, *, unit: bool, stored: bool, needed: tuple[bool, bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    value, (du, _, dscale) = two_directions(
+        function, u, None, scale, unit=unit, absent=None, stored=stored, needed=(needed[0], False, needed[1])
+    )
+    return value, [du, dscale]
+
+
+def _plain(
+    u: Tensor, v: Tensor, scale: Tensor | float, *, targets: Tensor, unit: bool, absent: Absent | None
+) -> Tensor:
+    return kpair_loss(plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent), targets).mean()
+
+
+def _plain_symmetric(u: Tensor, v: Tensor, scale: Tensor | float, *, unit: bool, absent: Absent | None) -> Tensor:
+    scores = plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent)
+    return (kpair_loss(scores).mean() + kpair_loss(scores[:, : len(u)].T).mean()) / 2
+
+
+def _plain_views(u: Tensor, scale: Tensor | float, *, unit: bool) -> Tensor:
+    return kpair_loss(without_self(_product(u, u, scale=scale, unit=unit)), partners(len(u), device=u.device)).mean()
+
+
+def _product(u: Tensor, v: Tensor, *, scale: Tensor | float, unit: bool) -> Tensor:
+    return Factors(u, v, scale, unit).scores()
+
+
+def _swapped(absent: Absent, rows: Tensor, columns: Tensor) -> Tensor:
+    return absent(columns, rows).T
+
+
+def _or_self(absent: Absent | None, rows: Tensor, columns: Tensor) -> Tensor:
+    same = rows[:, None] == columns
+    return same if absent is None else same | absent(rows, columns)
+
+
+def _check_pairs(function: str, x: Tensor, y: Tensor) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"{function}: got {len(x)} anchors and {len(y)} positives, expected as many of each")
