@@ -98,7 +98,7 @@ def one_direction(
                     along.append((left * du[rows]).sum(dtype=torch.float64))
                 anchors.pull_back_(du[rows], rows, each / unit_of_log, left, 1.0)
     value = losses.mean()
-    refuse_undefined(function, value, losses.squeeze(1), positive.squeeze(1))
+    refuse_undefined(function, value, losses, positive)
     if not gradient:
         return value, [None] * len(needed)
     dscale = None
@@ -122,7 +122,7 @@ def _uniform_(strip: Tensor, target: Tensor, own: Tensor, *, bounded: bool, mask
     whole = own.exp2().add_(sums)
     inverse = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
     strip.mul_(inverse).scatter_(1, column, (sums * inverse).neg_())
-    return losses_of(sums.log2_(), own)
+    return losses_of(sums.log2_(), own, masked=masked)
 
 
 def _mined_(

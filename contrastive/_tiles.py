@@ -68,7 +68,7 @@ def two_directions(
     tiles = _Tiles(u, v, float(scale), unit=unit, absent=absent, stored=stored)
     with fast_products(u, tiles.rows * tiles.columns * u.shape[1]):
         sums = tiles.sum_up()
-        losses = sums.close(tiles.positive)[: tiles.rows if v is None else 2 * tiles.rows]
+        losses = sums.close(tiles.positive, masked=absent is not None)[: tiles.rows if v is None else 2 * tiles.rows]
         value = losses.mean()
         refuse_undefined(function, value, losses, tiles.positive[: tiles.rows])
         if not any(needed):
@@ -234,13 +234,13 @@ class _FixedShift(_Sums):
         if columns is not None:
             self.sums[self._of_columns(columns)] += tile.sum(0)
 
-    def close(self, positive: Tensor) -> Tensor:
+    def close(self, positive: Tensor, *, masked: bool) -> Tensor:
         """Takes the positives' scores and returns all losses."""
         relative = positive - self._shift
         whole = relative.exp2().add_(self.sums)
-        self._inverse = whole.masked_fill_(whole == 0, math.inf).reciprocal_()  # 0 for padding
+        self._inverse = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
         self._rest = self.sums * self._inverse
-        return losses_of(self.sums.log2(), relative)
+        return losses_of(self.sums.log2(), relative, masked=masked)
 
     def weigh_(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """Turns a tile, in place, into the gradient off the positives."""
@@ -275,13 +275,13 @@ class _RunningMaxima(_Sums):
         self.sums[part] = (self._top[part] - higher).exp2_().mul_(self.sums[part]).add_(exponentials.sum(dim))
         self._top[part] = higher
 
-    def close(self, positive: Tensor) -> Tensor:
+    def close(self, positive: Tensor, *, masked: bool) -> Tensor:
         """As in `_FixedShift`."""
         log_sum = self.sums.log2().add_(self._top)
         whole = torch.logaddexp2(log_sum, positive)
         self._whole = whole.masked_fill_(whole == -math.inf, math.inf)  # padding: a share of nothing
         self._rest = (log_sum - self._whole).exp2_()
-        return losses_of(log_sum, positive)
+        return losses_of(log_sum, positive, masked=masked)
 
     def weigh_(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """As in `_FixedShift`."""
@@ -310,10 +310,11 @@ def absent_in(absent: Absent, rows: slice, columns: slice, device: torch.device)
     return absent(*(torch.arange(s.start, s.stop, device=device) for s in (rows, columns)))
 
 
-def losses_of(log_sum: Tensor, positive: Tensor) -> Tensor:
-    """Softplus of the difference, from units of log 2 to nats; 0 for padding, where both are -inf."""
-    # A row without negatives: -inf, also if nothing but padding stands beside it.
-    difference = torch.where(log_sum == -math.inf, -math.inf, log_sum - positive)
+def losses_of(log_sum: Tensor, positive: Tensor, *, masked: bool) -> Tensor:
+    """Softplus of the difference, from units of log 2 to nats; 0 for padding, which only `masked` scores have."""
+    difference = log_sum - positive
+    if masked:
+        difference.masked_fill_(log_sum == -math.inf, -math.inf)
     return softplus(difference.mul_(LN2))
 
 
@@ -321,6 +322,7 @@ def refuse_undefined(function: str, value: Tensor, losses: Tensor, positive: Ten
     """Names the first row whose loss is undefined; values are checked in eager mode on the CPU."""
     if not eager_on_cpu(value) or (math.isfinite(value) and float(positive.amax()) < math.inf):
         return
+    losses, positive = losses.flatten(), positive.flatten()
     by_direction = losses.isfinite().view(-1, len(positive)) & (positive < math.inf)
     broken = ~(by_direction[0] if not by_direction[0].all() else by_direction.all(0))
     row = int(broken.nonzero()[0])
