@@ -1,0 +1,1 @@
+"""Ours and the peers, in one run: ``python -m benchmarks.speed.objectives``."""
