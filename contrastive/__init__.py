@@ -26,6 +26,7 @@ from contrastive.objectives import (
 )
 from contrastive.relatives import lifted_loss, multi_similarity_loss, ovo_loss, sigmoid_loss
 from contrastive.retrieval import evaluate_retrieval, search
+from contrastive.tiled import tiled_kpair_loss, tiled_ntxent_loss, tiled_symmetric_loss
 from contrastive.scores import partners, without_self
 
 __all__ = [
@@ -55,6 +56,9 @@ __all__ = [
     "sigmoid_loss",
     "supcon_loss",
     "symmetric_loss",
+    "tiled_kpair_loss",
+    "tiled_ntxent_loss",
+    "tiled_symmetric_loss",
     "without_self",
 ]
 
