@@ -1,6 +1,6 @@
 """Which way through the scores a loss takes, and the autograd function that ends all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from contrastive.factors import Factors, Splits, factorises, without_autocast
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
 
-__all__ = ["Critic", "direction", "directions", "joined", "plain_scores", "views"]
+__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "plain_scores", "views"]
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,10 +35,11 @@ def direction(
     The critic gets `x` and `y` in their order either way. `function` is the name of the public caller, for messages;
     the other arguments are those of `contrastive.tiled`.
     """
+    check_batches(function, x, y)
     anchors, candidates = (y, x) if turned else (x, y)
     targets = check_targets(function, len(anchors), len(candidates), targets, x.device)
     if not len(anchors):
-        return as_float32(x).sum() * 0.0 + as_float32(y).sum() * 0.0
+        return as_float32(x[:0]).sum() + as_float32(y[:0]).sum()
     options: dict[str, Any] = {"targets": targets, "absent": absent, "miner": miner}
     if factorises(critic):
         factors = critic.factors(x, y)
@@ -47,6 +48,7 @@ def direction(
         plain = partial(_plain, targets=targets, unit=factors.unit, absent=absent) if stored and miner is None else None
         return _formed(compute, plain, u, v, factors.scale, *parameters_of(miner))
     a, b, score = (*critic.split(x, y), critic.pairs) if isinstance(critic, Splits) else (x, y, critic)
+    score = _as_under_autocast(score, x)
     if turned:
         a, b, score = b, a, partial(_transposed, score)
     compute = partial(one_direction_scored, function, score, **options)
@@ -65,7 +67,7 @@ def directions(
     stored: bool,
 ) -> Tensor:
     """The mean loss of both directions; arguments as in `direction`."""
-    _check_pairs(function, x, y)
+    check_pairs(function, x, y)
     candidates = joined(function, y, negatives)
     if miner is None and factorises(critic) and len(x):
         factors = critic.factors(x, candidates)
@@ -90,8 +92,8 @@ def views(
     stored: bool,
 ) -> Tensor:
     """The mean loss of NT-Xent; arguments as in `direction`."""
-    _check_pairs(function, x, y)
-    z = torch.cat([x, y])
+    check_pairs(function, x, y)
+    z = joined(function, x, y, "positives")
     if miner is None and absent is None and negatives is None and factorises(critic) and len(z):
         factors = critic.factors(z, z)
         if factors.anchors is factors.candidates:  # symmetric scores
@@ -104,16 +106,16 @@ def views(
     return direction(function, critic, z, candidates, targets, absent=absent, miner=miner, stored=stored)
 
 
-def joined(function: str, y: Tensor, negatives: Tensor | None) -> Tensor:
-    """The candidates: `y`, and further negatives."""
-    if negatives is None:
+def joined(function: str, y: Tensor, more: Tensor | None, what: str = "negatives") -> Tensor:
+    """The rows of `y` and then those of `more`, which are called `what`."""
+    if more is None:
         return y
-    if negatives.ndim != 2 or y.ndim != 2 or negatives.shape[1] != y.shape[1]:
+    if more.ndim != 2 or y.ndim != 2 or more.shape[1] != y.shape[1]:
         raise ValueError(
-            f"{function}: got candidates of shape {tuple(y.shape)} and negatives of shape {tuple(negatives.shape)}, "
+            f"{function}: got rows of shape {tuple(y.shape)} and {what} of shape {tuple(more.shape)}, "
             "expected [N, d] and [M, d]"
         )
-    return torch.cat([y, negatives])
+    return torch.cat([y, more])
 
 
 def plain_scores(critic: Critic, x: Tensor, y: Tensor, absent: Absent | None) -> Tensor:
@@ -130,9 +132,7 @@ class _FormedAtOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
         tensors = [z if isinstance(z, Tensor) else None for z in inputs]
-        value: Tensor
-        with without_autocast(inputs[0]):
-            value, gradients = compute(*inputs, needed=ctx.needs_input_grad[2:])
+        value, gradients = _computed(compute, inputs, ctx.needs_input_grad[2:])
         ctx.plain = plain
         ctx.constants = [None if isinstance(z, Tensor) else z for z in inputs]
         ctx.save_for_backward(*tensors, *gradients)
@@ -143,7 +143,8 @@ class _FormedAtOnce(torch.autograd.Function):
         saved, count = ctx.saved_tensors, len(ctx.constants)
         tensors, gradients = saved[:count], saved[count:]
         if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
-            inputs = [c if z is None else z for z, c in zip(tensors, ctx.constants, strict=True)]
+            # Views: where one tensor is both factors, each shall get its own part of the gradient.
+            inputs = [c if z is None else z.view_as(z) for z, c in zip(tensors, ctx.constants, strict=True)]
             return None, None, *_differentiable(ctx.plain, inputs, ctx.needs_input_grad[2:], upstream)
         if upstream.device.type == "cpu" and float(upstream) == 1.0:  # as after loss.backward(): no copy
             return None, None, *gradients
@@ -166,11 +167,37 @@ def _differentiable(
 
 def _formed(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
     """The loss, computed in eager mode: its loops over tiles are nothing that a compiler could improve."""
-    apply = _FormedAtOnce.apply
+    apply = _FormedAtOnce.apply if torch.is_grad_enabled() else _value
     if torch.compiler.is_compiling():
         apply = torch.compiler.disable(apply)  # type: ignore[no-untyped-call]  # no decorator: it imports the compiler
     value: Tensor = apply(compute, plain, *inputs)
     return value
+
+
+def _value(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
+    """The loss alone: without a graph, autograd would still say that gradients are needed."""
+    return _computed(compute, inputs, (False,) * len(inputs))[0]
+
+
+def _computed(compute: Callable[..., Any], inputs: Sequence[Any], needed: tuple[bool, ...]) -> tuple[Tensor, Any]:
+    value: Tensor
+    with without_autocast(inputs[0]):
+        value, gradients = compute(*inputs, needed=needed)
+    return value, gradients
+
+
+def _as_under_autocast(score: Critic, x: Tensor) -> Critic:
+    """A critic's own layers run as autocast says where the loss is called; everything else in at least float32."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return score
+    dtype = torch.get_autocast_dtype(kind)
+
+    def scored(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(kind, dtype=dtype):
+            return score(a, b)
+
+    return scored
 
 
 def _transposed(score: Critic, b: Tensor, a: Tensor) -> Tensor:
@@ -214,6 +241,22 @@ def _or_self(absent: Absent | None, rows: Tensor, columns: Tensor) -> Tensor:
     return same if absent is None else same | absent(rows, columns)
 
 
-def _check_pairs(function: str, x: Tensor, y: Tensor) -> None:
+def check_batches(function: str, x: Tensor, y: Tensor) -> None:
+    """The check of two batches of rows."""
+    if x.ndim != 2 or y.ndim != 2:
+        raise ValueError(
+            f"{function}: got anchors of shape {tuple(x.shape)} and candidates of shape {tuple(y.shape)}, "
+            "expected [N, dx] and [M, dy]"
+        )
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise ValueError(
+            f"{function}: got anchors of dtype {x.dtype} and candidates of dtype {y.dtype}, "
+            "expected floating-point dtypes"
+        )
+
+
+def check_pairs(function: str, x: Tensor, y: Tensor) -> None:
+    """The check of two batches whose rows pair up."""
+    check_batches(function, x, y)
     if len(x) != len(y):
         raise ValueError(f"{function}: got {len(x)} anchors and {len(y)} positives, expected as many of each")

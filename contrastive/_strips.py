@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from contrastive._tiles import LOG2E, Absent, absent_in, exponents, losses_of, parts, refuse_undefined
+from contrastive._tiles import LOG2E, Absent, absent_in, exponents, losses_of, number_of, parts, refuse_undefined
 from contrastive.factors import UnitRows
 from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss
@@ -58,7 +58,7 @@ def one_direction(
     Raises:
         ValueError: for an undefined score or weight, or an absent target; names the row.
     """
-    alpha = float(scale)
+    alpha = number_of(scale, unit=unit)
     count, columns = u.shape[0], v.shape[0]
     anchors, candidates = UnitRows(u, unit=unit), UnitRows(v, unit=unit)
     unit_of_log = LOG2E if miner is None else 1.0  # a miner sees scores in nats
@@ -103,7 +103,7 @@ def one_direction(
         return value, [None] * len(needed)
     dscale = None
     if isinstance(scale, Tensor) and needed[2]:
-        dscale = (torch.stack(along).sum() * (each / unit_of_log / alpha)).to(scale)
+        dscale = (torch.stack(along).sum() * (each / unit_of_log / alpha)).to(scale).reshape(scale.shape)
     for part in parts(columns, _COLUMNS):
         candidates.pull_back_(dv[part], part, each * alpha, scaled[part], alpha * unit_of_log)
     return value, [du, dv, dscale, *(p.mul_(each) for p in dparameters)]
@@ -143,15 +143,19 @@ def _mined_(
         log_weights = miner(seen, target, anchors=numbers)
         _, _, checked = check_rows(function, seen, target, log_weights)
     assert checked is not None
-    weights = checked.detach()
-    own, own_weight = strip.gather(1, column), weights.gather(1, column)
+    checked = checked.to(strip.dtype)
+    weights, own = checked.detach(), strip.gather(1, column)
+    padding = own == -math.inf
+    if not eager_on_cpu(own) or bool(padding.any()):
+        padding &= (strip == -math.inf).all(1, keepdim=True)
+        weights = weights.masked_fill(padding, 0.0)  # whatever a miner makes of nothing
+    own_weight = weights.gather(1, column)
     weighted = (strip + weights).scatter_(1, column, -math.inf)
     top = weighted.amax(1, keepdim=True).clamp_min_(torch.finfo(strip.dtype).min)
     exponentials = weighted.sub_(top).mul_(LOG2E).exp2_()
     log_sum = exponentials.sum(1, keepdim=True).log_().add_(top)
     # log(e^n + w e^p) - p with the positive apart, so that a small loss keeps its digits.
     losses = torch.logaddexp(log_sum - own, own_weight)
-    padding = (own == -math.inf) & (log_sum == -math.inf)
     losses.masked_fill_(padding, 0.0)
     _refuse_broken(function, losses, strip, target, numbers)
     whole = (own + losses).masked_fill_(padding, math.inf)
@@ -176,7 +180,11 @@ def _refuse_broken(function: str, losses: Tensor, strip: Tensor, target: Tensor,
         return
     check_values(function, strip, target, first=int(numbers[0]))
     row = int(numbers[int((~losses.isfinite()).nonzero()[0, 0])])
-    raise ValueError(
+    raise _broken_weights(function, row)
+
+
+def _broken_weights(function: str, row: int) -> ValueError:
+    return ValueError(
         f"{function}: the loss of row {row} is not finite: its log_weights hold a NaN or +inf, or drop every candidate"
     )
 
@@ -218,7 +226,11 @@ def one_direction_scored(
             try:
                 strip = kpair_loss(scores, targets[rows], log_weights=log_weights)
             except ValueError:
-                check_values(function, scores, targets[rows], first=rows.start)  # names the row of the whole batch
+                # Names the row of the whole batch.
+                check_values(function, scores, targets[rows], first=rows.start)
+                if log_weights is not None and log_weights.shape == scores.shape:
+                    broken = ~torch.logsumexp(scores + log_weights, 1).isfinite() & (scores > -math.inf).any(1)
+                    raise _broken_weights(function, rows.start + int(broken.nonzero()[0])) from None
                 raise
         losses[rows] = strip.detach()
         if not strip.requires_grad:

@@ -23,7 +23,17 @@ from contrastive.gemm import fast_products
 from contrastive.rows import softplus
 from contrastive.scores import eager_on_cpu
 
-__all__ = ["LN2", "LOG2E", "Absent", "absent_in", "losses_of", "parts", "refuse_undefined", "two_directions"]
+__all__ = [
+    "LN2",
+    "LOG2E",
+    "Absent",
+    "absent_in",
+    "losses_of",
+    "number_of",
+    "parts",
+    "refuse_undefined",
+    "two_directions",
+]
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -65,7 +75,7 @@ def two_directions(
     Raises:
         ValueError: for an undefined score, or an absent positive; names the row.
     """
-    tiles = _Tiles(u, v, float(scale), unit=unit, absent=absent, stored=stored)
+    tiles = _Tiles(u, v, number_of(scale, unit=unit), unit=unit, absent=absent, stored=stored)
     with fast_products(u, tiles.rows * tiles.columns * u.shape[1]):
         sums = tiles.sum_up()
         losses = sums.close(tiles.positive, masked=absent is not None)[: tiles.rows if v is None else 2 * tiles.rows]
@@ -153,6 +163,7 @@ class _Tiles:
         dscale = None
         if scale is not None:  # the scores are homogeneous in it, and a pair of two views is met from both ends
             dscale = (torch.stack(along).sum() * (each * LN2 / self.alpha / (2 if self.triangle else 1))).to(scale)
+            dscale = dscale.reshape(scale.shape)
         return [du, None if self.triangle else dv, dscale]
 
     def _columns(self, rows: slice) -> list[slice]:
@@ -293,6 +304,12 @@ class _RunningMaxima(_Sums):
         return -(self._rest[rows] + self._rest[self._of_columns(columns)])
 
 
+def number_of(scale: Tensor | float, *, unit: bool) -> float:
+    """A scale as a number. A learnt one may start at 0, where its gradient is the limit: what is nearly 0 will do."""
+    alpha, least = float(scale), 2.0**-40 if unit else 2.0**-100
+    return math.copysign(least, alpha) if abs(alpha) < (least if unit else math.ulp(0.0)) else alpha
+
+
 def parts(length: int, step: int) -> Iterator[slice]:
     """The consecutive slices of at most `step` items."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
@@ -307,7 +324,14 @@ def exponents(dtype: torch.dtype, terms: int) -> tuple[float, float]:
 
 def absent_in(absent: Absent, rows: slice, columns: slice, device: torch.device) -> Tensor:
     """Which pairs of a tile are absent."""
-    return absent(*(torch.arange(s.start, s.stop, device=device) for s in (rows, columns)))
+    mask = absent(*(torch.arange(s.start, s.stop, device=device) for s in (rows, columns)))
+    expected = (rows.stop - rows.start, columns.stop - columns.start)
+    if mask.shape != expected or mask.dtype != torch.bool:  # a single row would broadcast in silence
+        raise ValueError(
+            f"absent: returned shape {tuple(mask.shape)} and dtype {mask.dtype} for {expected[0]} rows and "
+            f"{expected[1]} columns, expected {list(expected)} and torch.bool"
+        )
+    return mask
 
 
 def losses_of(log_sum: Tensor, positive: Tensor, *, masked: bool) -> Tensor:

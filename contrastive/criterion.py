@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from contrastive._streaming import direction, directions, joined, views
+from contrastive._streaming import check_pairs, direction, directions, joined, views
 from contrastive._tiles import Absent, absent_in
 from contrastive.factors import Splits, factorises
 from contrastive.objectives import kpair_loss
@@ -106,14 +106,15 @@ class KPairLoss(nn.Module):
                 that holds a NaN or +inf score, or whose positive is absent while other candidates are present.
             RuntimeError: for a second derivative of a streamed loss.
         """
-        if len(x) != len(y):
-            raise ValueError(f"KPairLoss: got {len(x)} anchors and {len(y)} positives, expected as many of each")
+        check_pairs("KPairLoss", x, y)
         sides = 2 if self.intra_view else 1
         extra = 0 if negatives is None else len(negatives)
         mask = _as_function(absent, sides * len(x), sides * len(y) + extra)
         tiled = self._streams(sides * len(x) * (sides * len(y) + extra))
-        # Compiled, the loss of stored scores is one graph; elsewhere forming the gradient with the value is faster.
-        formed = self.miner is None and factorises(self.critic) and not torch.compiler.is_compiling()
+        # Compiled, the loss of stored scores is one graph, and torch.func must see its steps; elsewhere forming the
+        # gradient with the value is faster.
+        seen_through = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        formed = self.miner is None and factorises(self.critic) and not seen_through
         if not tiled and not formed:
             return self._stored(x, y, negatives, mask)
         form = views if self.intra_view else directions
@@ -133,7 +134,7 @@ class KPairLoss(nn.Module):
     def _stored(self, x: Tensor, y: Tensor, negatives: Tensor | None, absent: Absent | None) -> Tensor:
         """The loss by way of the matrix of scores, for any critic and any miner."""
         if self.intra_view:
-            z = torch.cat([x, y])
+            z = joined("KPairLoss", x, y, "positives")
             scores = self._scores(z, z, negatives, absent)
             diagonal = torch.eye(len(z), scores.shape[1], dtype=torch.bool, device=z.device)
             return self._mean(scores.masked_fill(diagonal, -torch.inf), partners(len(z), device=z.device))

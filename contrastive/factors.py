@@ -76,8 +76,13 @@ def factorises(critic: object) -> TypeGuard[Factorises]:
     """Whether a critic is `Factorises`."""
     kind = type(critic)
     if kind not in _known:
-        _known[kind] = issubclass(kind, Factorises)
+        _known[kind] = issubclass(kind, Factorises) and _first(kind, "factors") <= _first(kind, "forward")
     return _known[kind]
+
+
+def _first(kind: type, name: str) -> int:
+    """How far up a class inherits a method: factors that a subclass's own scores override tell nothing of them."""
+    return next((k for k, base in enumerate(kind.__mro__) if name in vars(base)), len(kind.__mro__))
 
 
 class UnitRows:
@@ -98,7 +103,8 @@ class UnitRows:
 
     def scaled(self, scale: float) -> Float[Tensor, "n d"]:
         """A copy of all rows, times `scale`."""
-        return self.rows * (scale if self._inverse is None else self._inverse * scale)
+        # One after the other: 1e37 times 1e2 leaves float32.
+        return self.rows * scale if self._inverse is None else (self.rows * self._inverse).mul_(scale)
 
     def largest_norm(self) -> float:
         """The largest Euclidean length of a row; NaN where a row holds one."""
@@ -117,7 +123,7 @@ class UnitRows:
             gradient.mul_(factor)
             return
         inner = (along * gradient).sum(1, keepdim=True)
-        gradient.addcmul_(along, inner, value=-1 / length**2).mul_(self._inverse[part] * factor)
+        gradient.addcmul_(along, inner, value=-1 / length**2).mul_(factor).mul_(self._inverse[part])
 
 
 def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -158,10 +164,15 @@ def _inverse_norms(x: Tensor) -> Tensor:
         if float(smallest) > _SMALLEST_NORM and float(largest) < 1 / _SMALLEST_NORM:
             inverse: Tensor = norms.reciprocal_()
             return inverse
-    # In double precision the squares of 1e-25 and 1e25 do not leave the floats.
+    # In double precision the squares of 1e-25 and 1e25 do not leave the floats; of doubles the largest entry comes first.
     inverse = x.new_empty(x.shape[0], 1)
     for start in range(0, x.shape[0], _ROWS):
         part = slice(start, start + _ROWS)
-        norms = torch.linalg.vector_norm(x[part], dim=1, keepdim=True, dtype=torch.float64)
-        inverse[part] = norms.reciprocal().masked_fill_(norms < torch.finfo(x.dtype).tiny, 0.0)
+        rows, largest = x[part], 1.0
+        if x.dtype == torch.float64 and x.shape[1]:
+            found = rows.abs().amax(1, keepdim=True)
+            largest = found.masked_fill_(found < torch.finfo(x.dtype).tiny, 1.0)
+            rows = rows / largest
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+        inverse[part] = (norms.reciprocal() / largest).masked_fill_(norms < torch.finfo(x.dtype).tiny, 0.0)
     return inverse

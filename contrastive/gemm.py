@@ -59,8 +59,8 @@ def exact() -> bool:
     """Whether oneDNN is there and its products are true float32 on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(256, 128, generator=generator) for _ in range(2))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, y = (torch.randn(256, 128, generator=generator, dtype=torch.float32, device="cpu") for _ in range(2))
     expected = x.double() @ y.double().T
     _enter()
     try:
@@ -88,5 +88,9 @@ def _leave() -> None:
     global _inside
     with _lock:
         _inside -= 1
-        if _inside == 0:
-            torch.backends.mkldnn.matmul.fp32_precision = _before  # type: ignore[attr-defined]
+        # What somebody else chose in the meantime stays.
+        if _inside == 0 and _before in ("none", "ieee") and _precision() == "bf16":
+            # Without a setting of its own it inherits one, which may be what stood there before.
+            torch.backends.mkldnn.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
+            if _precision() != _before:
+                torch.backends.mkldnn.matmul.fp32_precision = _before  # type: ignore[attr-defined]
