@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from contrastive._strips import one_direction, one_direction_scored, parameters_of
-from contrastive._tiles import Absent, absent_in, two_directions
-from contrastive.factors import Factors, Splits, factorises, without_autocast
+from contrastive._tiles import Absent, absent_in, checked_mask, two_directions
+from contrastive.factors import Factors, Splits, factorises, factors_of, without_autocast
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
 
@@ -42,7 +42,7 @@ def direction(
         return as_float32(x[:0]).sum() + as_float32(y[:0]).sum()
     options: dict[str, Any] = {"targets": targets, "absent": absent, "miner": miner}
     if factorises(critic):
-        factors = critic.factors(x, y)
+        factors = factors_of(critic, x, y)
         u, v = (factors.candidates, factors.anchors) if turned else (factors.anchors, factors.candidates)
         compute = partial(one_direction, function, unit=factors.unit, **options)
         plain = partial(_plain, targets=targets, unit=factors.unit, absent=absent) if stored and miner is None else None
@@ -70,7 +70,7 @@ def directions(
     check_pairs(function, x, y)
     candidates = joined(function, y, negatives)
     if miner is None and factorises(critic) and len(x):
-        factors = critic.factors(x, candidates)
+        factors = factors_of(critic, x, candidates)
         compute = partial(two_directions, function, unit=factors.unit, absent=absent, stored=stored)
         plain = partial(_plain_symmetric, unit=factors.unit, absent=absent) if stored else None
         return _formed(compute, plain, factors.anchors, factors.candidates, factors.scale)
@@ -95,7 +95,7 @@ def views(
     check_pairs(function, x, y)
     z = joined(function, x, y, "positives")
     if miner is None and absent is None and negatives is None and factorises(critic) and len(z):
-        factors = critic.factors(z, z)
+        factors = factors_of(critic, z, z)
         if factors.anchors is factors.candidates:  # symmetric scores
             compute = partial(_two_views, function, unit=factors.unit, stored=stored)
             plain = partial(_plain_views, unit=factors.unit) if stored else None
@@ -146,7 +146,9 @@ class _FormedAtOnce(torch.autograd.Function):
             # Views: where one tensor is both factors, each shall get its own part of the gradient.
             inputs = [c if z is None else z.view_as(z) for z, c in zip(tensors, ctx.constants, strict=True)]
             return None, None, *_differentiable(ctx.plain, inputs, ctx.needs_input_grad[2:], upstream)
-        if upstream.device.type == "cpu" and float(upstream) == 1.0:  # as after loss.backward(): no copy
+        # As after loss.backward(): no copy, unless another pass may follow, which what becomes of these must not reach.
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        if not kept and upstream.device.type == "cpu" and float(upstream) == 1.0:
             return None, None, *gradients
         return None, None, *(None if g is None else g * upstream for g in gradients)
 
@@ -238,7 +240,7 @@ def _swapped(absent: Absent, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _or_self(absent: Absent | None, rows: Tensor, columns: Tensor) -> Tensor:
     same = rows[:, None] == columns
-    return same if absent is None else same | absent(rows, columns)
+    return same if absent is None else same | checked_mask(absent(rows, columns), len(rows), len(columns))
 
 
 def check_batches(function: str, x: Tensor, y: Tensor) -> None:

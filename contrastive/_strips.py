@@ -63,13 +63,15 @@ def one_direction(
     anchors, candidates = UnitRows(u, unit=unit), UnitRows(v, unit=unit)
     unit_of_log = LOG2E if miner is None else 1.0  # a miner sees scores in nats
     scaled = candidates.scaled(alpha * unit_of_log)
-    bound = abs(alpha) * LOG2E * anchors.largest_norm() * candidates.largest_norm() * 1.0001
+    longest = abs(alpha) * LOG2E * candidates.largest_norm()
+    bound = longest * anchors.largest_norm() * 1.0001
     highest, lowest = exponents(u.dtype, columns)
-    bounded = bound <= min(highest, -lowest)
+    # Exponentials are multiplied by the rows before they are divided by their sum: room for those as well.
+    bounded = bound <= -lowest and longest < math.inf and bound <= highest - max(16.0, math.log2(longest + 1))
     losses, positive = u.new_empty(count, 1), u.new_empty(count, 1)
     gradient, each = any(needed), 1 / count
     du, dv = torch.empty_like(u), torch.zeros_like(scaled)
-    dparameters = [torch.zeros_like(p) for p in parameters]
+    dparameters = [torch.zeros_like(p) for p in parameters] if gradient else []
     along = []
     step = min(count, _MOST_ROWS, max(_FEWEST_ROWS, _STRIP // columns))
     buffer = u.new_empty(step, columns)
@@ -82,8 +84,9 @@ def one_direction(
                 strip.masked_fill_(absent_in(absent, rows, slice(0, columns), u.device), -math.inf)
             own = torch.gather(strip, 1, target[:, None], out=positive[rows])
             if miner is None:
-                losses[rows] = _uniform_(strip, target, own, bounded=bounded, masked=absent is not None)
+                losses[rows], share = _uniform_(strip, target, own, bounded=bounded, masked=absent is not None)
             else:
+                share = None
                 for part in parts(len(strip), max(1, _MINED // columns)):
                     numbers = torch.arange(rows.start + part.start, rows.start + part.stop, device=u.device)
                     losses[numbers], extra = _mined_(
@@ -93,7 +96,9 @@ def one_direction(
                         total += piece
             if gradient:
                 torch.mm(strip, scaled, out=du[rows])
-                dv.addmm_(strip.T, left)
+                if share is not None:
+                    du[rows].mul_(share)
+                dv.addmm_(strip.T, left if share is None else left * share)
                 if needed[2]:  # the scores are homogeneous in the scale
                     along.append((left * du[rows]).sum(dtype=torch.float64))
                 anchors.pull_back_(du[rows], rows, each / unit_of_log, left, 1.0)
@@ -109,8 +114,16 @@ def one_direction(
     return value, [du, dv, dscale, *(p.mul_(each) for p in dparameters)]
 
 
-def _uniform_(strip: Tensor, target: Tensor, own: Tensor, *, bounded: bool, masked: bool) -> Tensor:
-    """The losses of a strip in units of log 2, which becomes its gradient; `own` are the positives' scores."""
+def _uniform_(strip: Tensor, target: Tensor, own: Tensor, *, bounded: bool, masked: bool) -> tuple[Tensor, Tensor]:
+    """The losses of a strip in units of log 2, which becomes its gradient but for one factor a row, returned as well.
+
+    Arguments:
+        strip: scores.
+        target: as in `one_direction`.
+        own: the positives' scores.
+        bounded: whether the exponentials can be summed as they are.
+        masked: whether candidates may be absent.
+    """
     column = target[:, None]
     strip.scatter_(1, column, -math.inf)
     if not bounded:
@@ -120,9 +133,9 @@ def _uniform_(strip: Tensor, target: Tensor, own: Tensor, *, bounded: bool, mask
         strip.sub_(top)
     sums = strip.exp2_().sum(1, keepdim=True)
     whole = own.exp2().add_(sums)
-    inverse = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
-    strip.mul_(inverse).scatter_(1, column, (sums * inverse).neg_())
-    return losses_of(sums.log2_(), own, masked=masked)
+    share = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
+    strip.scatter_(1, column, -sums)  # what the positive lacks of the whole
+    return losses_of(sums.log2_(), own, masked=masked), share
 
 
 def _mined_(
@@ -142,8 +155,8 @@ def _mined_(
         seen = strip.detach().requires_grad_(parameters is not None)
         log_weights = miner(seen, target, anchors=numbers)
         _, _, checked = check_rows(function, seen, target, log_weights)
-    assert checked is not None
-    checked = checked.to(strip.dtype)
+        assert checked is not None
+        checked = checked.to(strip.dtype)
     weights, own = checked.detach(), strip.gather(1, column)
     padding = own == -math.inf
     if not eager_on_cpu(own) or bool(padding.any()):

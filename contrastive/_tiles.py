@@ -28,6 +28,8 @@ __all__ = [
     "LOG2E",
     "Absent",
     "absent_in",
+    "checked_mask",
+    "exponents",
     "losses_of",
     "number_of",
     "parts",
@@ -324,12 +326,16 @@ def exponents(dtype: torch.dtype, terms: int) -> tuple[float, float]:
 
 def absent_in(absent: Absent, rows: slice, columns: slice, device: torch.device) -> Tensor:
     """Which pairs of a tile are absent."""
-    mask = absent(*(torch.arange(s.start, s.stop, device=device) for s in (rows, columns)))
-    expected = (rows.stop - rows.start, columns.stop - columns.start)
-    if mask.shape != expected or mask.dtype != torch.bool:  # a single row would broadcast in silence
+    numbers = (torch.arange(s.start, s.stop, device=device) for s in (rows, columns))
+    return checked_mask(absent(*numbers), rows.stop - rows.start, columns.stop - columns.start)
+
+
+def checked_mask(mask: Tensor, rows: int, columns: int) -> Tensor:
+    """What a function of absent pairs returned, if it is a mask of so many; a single row would broadcast in silence."""
+    if mask.shape != (rows, columns) or mask.dtype != torch.bool:
         raise ValueError(
-            f"absent: returned shape {tuple(mask.shape)} and dtype {mask.dtype} for {expected[0]} rows and "
-            f"{expected[1]} columns, expected {list(expected)} and torch.bool"
+            f"absent: returned shape {tuple(mask.shape)} and dtype {mask.dtype} for {rows} rows and {columns} columns, "
+            f"expected [{rows}, {columns}] and torch.bool"
         )
     return mask
 

@@ -4,7 +4,7 @@ What is known by its factors can be streamed (`contrastive.tiled`): a tile of sc
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -13,7 +13,17 @@ from torch import Tensor
 
 from contrastive.scores import as_float32, eager_on_cpu
 
-__all__ = ["Factorises", "Factors", "Splits", "UnitRows", "factorises", "normalize", "product", "without_autocast"]
+__all__ = [
+    "Factorises",
+    "Factors",
+    "Splits",
+    "UnitRows",
+    "factorises",
+    "factors_of",
+    "normalize",
+    "product",
+    "without_autocast",
+]
 
 # Rows whose norms are taken at once: in double precision, in a copy.
 _ROWS = 4096
@@ -45,7 +55,7 @@ class Factors:
 
     def scores(self) -> Float[Tensor, "n m"]:
         """Forms the matrix, in at least float32."""
-        u, v = (normalize(z) if self.unit else z for z in (self.anchors, self.candidates))
+        u, v = (normalize(z) if self.unit else as_float32(z) for z in (self.anchors, self.candidates))
         # The scale goes into the smaller matrix.
         return product(u * self.scale, v) if isinstance(self.scale, Tensor) or self.scale != 1.0 else product(u, v)
 
@@ -78,6 +88,16 @@ def factorises(critic: object) -> TypeGuard[Factorises]:
     if kind not in _known:
         _known[kind] = issubclass(kind, Factorises) and _first(kind, "factors") <= _first(kind, "forward")
     return _known[kind]
+
+
+def factors_of(critic: Factorises, x: Float[Tensor, "n dx"], y: Float[Tensor, "m dy"]) -> Factors:
+    """A critic's factors in at least float32: under autocast those of somebody else's may come in half precision."""
+    found = critic.factors(x, y)
+    if found.anchors.dtype.itemsize > 2 and found.candidates.dtype.itemsize > 2:
+        return found
+    anchors = as_float32(found.anchors)
+    same = found.anchors is found.candidates
+    return replace(found, anchors=anchors, candidates=anchors if same else as_float32(found.candidates))
 
 
 def _first(kind: type, name: str) -> int:
@@ -164,7 +184,7 @@ def _inverse_norms(x: Tensor) -> Tensor:
         if float(smallest) > _SMALLEST_NORM and float(largest) < 1 / _SMALLEST_NORM:
             inverse: Tensor = norms.reciprocal_()
             return inverse
-    # In double precision the squares of 1e-25 and 1e25 do not leave the floats; of doubles the largest entry comes first.
+    # In double precision the squares of 1e-25 and 1e25 do not leave the floats; doubles are divided by their largest.
     inverse = x.new_empty(x.shape[0], 1)
     for start in range(0, x.shape[0], _ROWS):
         part = slice(start, start + _ROWS)
