@@ -158,7 +158,7 @@ def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     x = as_float32(x)
     # The largest entry first: squares of 1e-25 or 1e25 leave float32.
     largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
-    nonzero = largest > 0
+    nonzero = largest != 0  # a NaN is not zero: the row stays broken, and a loss names it
     scaled = x / largest.masked_fill(~nonzero, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(~nonzero, 1.0)
     return torch.where(nonzero, scaled / length, 0.0)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from references import INF, gradient, refused
 
-from contrastive import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable, kpair_loss
-from contrastive.factors import normalize
+from contrastive import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable, factors, kpair_loss
+from contrastive.factors import Factors, UnitRows, factorises, factors_of, normalize
 
 
 def inner(critic, x, y):
@@ -300,3 +300,116 @@ class TestNetworks:
         x, y = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
         assert torch.linalg.matrix_rank(Separable(5, hidden=20, out=3).double()(x, y)) <= 3
         assert torch.linalg.matrix_rank(Concat(5, hidden=50, layers=2).double()(x, y)) > 3
+
+
+class TestFactors:
+    FACTORISED = tuple(name for name in CRITICS if not name.startswith("Concat"))
+
+    @pytest.mark.parametrize("name", FACTORISED)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    def test_they_give_the_scores(self, name, dtype):
+        make, _, dim_x, dim_y = CRITICS[name]
+        critic = make().to(dtype)
+        x, y = torch.randn(4, dim_x).to(dtype), torch.randn(6, dim_y).to(dtype)
+        found = critic.factors(x, y)
+        assert factorises(critic)
+        assert found.anchors.dtype == found.candidates.dtype == (dtype if dtype.itemsize > 2 else torch.float32)
+        scores = critic(x, y)
+        # Of a distance nothing is left but the rounding where it is 0: scores are clamped there.
+        close(found.scores(), scores, 1e-14 if dtype == torch.float64 else 2e-6)
+        u, v = (normalize(z) if found.unit else z for z in (found.anchors, found.candidates))
+        close(
+            float(torch.as_tensor(found.scale).detach()) * (u @ v.T), scores, 1e-13 if dtype == torch.float64 else 4e-6
+        )
+
+    def test_concat_has_none(self):
+        assert not factorises(Concat(5))
+        assert not factorises(lambda a, b: a @ b.T)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.5, -2.0, torch.tensor(0.5), torch.tensor([0.5])])
+    @pytest.mark.parametrize("unit", [False, True])
+    def test_scale(self, scale, unit):
+        x, y = torch.randn(3, 4), torch.randn(5, 4)
+        expected = float(scale) * (F.normalize(x) @ F.normalize(y).T if unit else x @ y.T)
+        close(Factors(x, y, scale, unit).scores(), expected, 1e-6)
+
+    def test_half_precision_is_raised_and_one_tensor_stays_one(self):
+        class Mine:
+            def __init__(self, dtype):
+                self.dtype = dtype
+
+            def factors(self, x, y):
+                raised = x.to(self.dtype)
+                return Factors(raised, raised if y is x else y.to(self.dtype), 0.5, unit=True)
+
+        x, y = torch.randn(3, 4), torch.randn(5, 4)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            found = factors_of(Mine(dtype), x, y)
+            assert found.anchors.dtype == found.candidates.dtype == (dtype if dtype.itemsize > 2 else torch.float32)
+            assert torch.equal(found.scores(), Mine(dtype).factors(x, y).scores())
+            assert (found.scale, found.unit) == (0.5, True)
+            same = factors_of(Mine(dtype), x, x)
+            assert same.anchors is same.candidates
+            assert same.scores().dtype == (dtype if dtype.itemsize > 2 else torch.float32)
+
+
+class TestUnitRows:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("size", [1.0, 1e-14, 1e14, 1e-16, 1e-25, 1e25, 1e-37, 1e37])
+    def test_are_those_of_normalize(self, monkeypatch, dtype, size):
+        monkeypatch.setattr(factors, "_ROWS", 3)
+        x = (torch.randn(7, 4, dtype=torch.float64) * size).to(dtype)
+        rows = UnitRows(x, unit=True)
+        tolerance = 4 * torch.finfo(dtype).eps
+        close(rows[:], normalize(x), tolerance)
+        close(rows[2:5], normalize(x)[2:5], tolerance)
+        for scale in (3.0, -1e3, 1e-6):
+            close(rows.scaled(scale) / scale, normalize(x), tolerance)
+        assert rows.largest_norm() == 1.0
+
+    @pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-155, 1e155, 1e200, 1e300])
+    def test_doubles_of_any_length(self, monkeypatch, size):
+        monkeypatch.setattr(factors, "_ROWS", 3)
+        x = torch.randn(7, 4, dtype=torch.float64) * size
+        close(UnitRows(x, unit=True)[:], normalize(x), 1e-15)
+        x[::2] /= size  # beside ordinary ones
+        close(UnitRows(x, unit=True)[:], normalize(x), 1e-15)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_broken_row_stays_broken_and_a_zero_row_zero(self, monkeypatch, dtype):
+        monkeypatch.setattr(factors, "_ROWS", 3)
+        x = torch.randn(8, 4, dtype=dtype)
+        x[1, 2], x[4, 0], x[5] = math.nan, INF, 0.0
+        for found in (UnitRows(x, unit=True)[:], UnitRows(x, unit=True).scaled(2.0) / 2, normalize(x)):
+            assert found[1].isnan().all()
+            assert found[4].isnan().any()
+            assert not found[5].any()
+            kept = [0, 2, 3, 6, 7]
+            close(found[kept], F.normalize(x[kept]), 1e-6)
+
+    def test_edges_of_shape(self):
+        for shape in ((0, 4), (3, 0), (0, 0)):
+            rows = UnitRows(torch.zeros(shape), unit=True)
+            assert rows[:].shape == rows.scaled(2.0).shape == shape
+            assert UnitRows(torch.zeros(shape), unit=False).largest_norm() == 0.0
+
+    def test_rows_as_they_are(self):
+        x = torch.randn(7, 4)
+        rows = UnitRows(x, unit=False)
+        assert torch.equal(rows[2:5], x[2:5])
+        assert torch.equal(rows.scaled(3.0), 3.0 * x)
+        assert rows.largest_norm() == pytest.approx(float(x.norm(dim=1).max()))
+        assert math.isnan(UnitRows(torch.full((2, 3), math.nan), unit=False).largest_norm())
+
+    @pytest.mark.parametrize("unit", [False, True])
+    @pytest.mark.parametrize("size", [1.0, 1e-20, 1e20])
+    def test_gradients_are_pulled_back(self, unit, size):
+        x = (torch.randn(7, 4, dtype=torch.float64) * size).requires_grad_()
+        upstream = torch.randn(7, 4, dtype=torch.float64)
+        u = normalize(x) if unit else x
+        (expected,) = torch.autograd.grad(3.0 * u, x, upstream)
+        rows = UnitRows(x.detach(), unit=unit)
+        for length in (1.0, 0.25):
+            found = upstream[2:5].clone()
+            rows.pull_back_(found, slice(2, 5), 3.0, length * rows[2:5], length)
+            close(found * (size if unit else 1.0), expected[2:5] * (size if unit else 1.0), 1e-13)

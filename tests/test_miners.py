@@ -13,6 +13,7 @@ import miners
 from contrastive import infonce_bound, kpair_loss
 from contrastive.scores import MiningFacts, negatives
 from miners import Miner, debiased, detached, hardest, hcl, semihard, topk
+from miners.hard import _columns_of_largest
 
 # (miner, its slow reference). A new miner is at least one more line.
 TABLE = [
@@ -299,6 +300,81 @@ class TestTopk:
     def test_options(self, k):
         with refused("topk", repr(k)):
             topk(k)
+
+
+class TestTheLargestOfWideRows:
+    """From about a thousand columns on, columns are dealt to groups and only those of the largest maxima are ranked."""
+
+    @staticmethod
+    def values(scores, k):
+        columns = _columns_of_largest(scores, k)
+        assert columns.shape == (len(scores), k)
+        assert all(len(set(row)) == k for row in columns.tolist())
+        return scores.gather(1, columns).sort(1, descending=True).values
+
+    @pytest.mark.parametrize("width", [1, 7, 1023, 1024, 1025, 1031, 4099])
+    def test_are_those_of_topk(self, width):
+        ties = torch.randint(5, (6, width)).double()
+        gaps, _ = scores_with_gaps(6, width, absent=0.9)
+        for scores in (torch.randn(6, width), ties, gaps, torch.zeros(6, width), torch.full((6, width), -INF)):
+            for k in {1, 2, 3, 16, 31, 32, 33, 64, 100, 500, width - 1, width}:
+                if 1 <= k <= width:
+                    assert torch.equal(self.values(scores, k), scores.topk(k, dim=1).values)
+
+    @pytest.mark.parametrize("width", [1024, 1500, 4099])
+    def test_wherever_they_stand(self, width):
+        # Ascending, descending, all in one group, all in the columns that are in none.
+        line = torch.arange(width).double()
+        for k in (1, 4, 16):
+            groups = width // int(math.sqrt(width / (2 * k)))
+            one_group = (torch.arange(width) % groups == 3).double() * (1 + line)
+            for scores in (line, -line, one_group, line % groups, -((line - width // 2) ** 2)):
+                scores = scores.expand(3, -1).contiguous()
+                assert torch.equal(self.values(scores, k), scores.topk(k, dim=1).values)
+
+    @pytest.mark.parametrize("k", [1, 5, 100])
+    def test_a_miner_of_wide_rows_is_its_loop(self, k):
+        scores, targets = scores_with_gaps(3, 1100, absent=0.3)
+        scores[1] = scores[1].new_full((1100,), -INF).scatter(0, targets[1], 1.0)
+        scores[2].scatter_(0, targets[2], 100.0)  # the positive is not one of the k
+        present = scores > -INF
+        for miner in [topk(k), *([hardest()] if k == 1 else [])]:
+            close(miner(scores, targets)[present], references.topk(k)(scores, targets)[present], 0.0)
+
+    def test_a_broken_score_is_kept(self):
+        scores = torch.randn(2, 1100)
+        scores[1, 700] = math.nan
+        assert 700 in topk(1)(scores, torch.zeros(2, dtype=torch.int64))[1].eq(0).nonzero()
+
+
+class TestHclWithAndWithoutGaps:
+    """Where no candidate is absent the mask is saved: both ways are one."""
+
+    @pytest.mark.parametrize("width", [2, 9, 1100])
+    @pytest.mark.parametrize("tau_plus", [0.0, 0.1])
+    @pytest.mark.parametrize("beta", [0.0, 1.0, 20.0])
+    def test_equals_its_loop(self, beta, tau_plus, width):
+        for absent in (0.0, 0.3):
+            scores, targets = scores_with_gaps(3, width, absent=absent)
+            present = scores > -INF
+            found, expected = hcl(beta, tau_plus)(scores, targets), references.hcl(beta, tau_plus)(scores, targets)
+            close(found[present], expected[present], 1e-11)
+
+    @pytest.mark.parametrize("tau_plus", [0.0, 0.1])
+    @pytest.mark.parametrize("beta", [0.0, 1.0, 20.0])
+    def test_one_absent_candidate_more_changes_no_weight_and_no_gradient(self, beta, tau_plus):
+        narrow, targets = scores_with_gaps(5, 8, absent=0.0)
+        wide = torch.cat([narrow, torch.full((5, 1), -INF, dtype=torch.float64)], 1)
+        upstream = torch.randn(5, 8, dtype=torch.float64)
+        narrow.requires_grad_()
+        wide.requires_grad_()
+        found, expected = hcl(beta, tau_plus)(wide, targets), hcl(beta, tau_plus)(narrow, targets)
+        close(found[:, :8].detach(), expected.detach(), 1e-13)
+        # Plus the scores: without tilting the weights do not depend on them.
+        by_wide = gradient(found[:, :8] * upstream + wide[:, :8], wide)[0]
+        by_narrow = gradient(expected * upstream + narrow, narrow)[0]
+        close(by_wide[:, :8], by_narrow, 1e-12)
+        assert not by_wide[:, 8].any()
 
 
 class TestSemihard:
