@@ -197,6 +197,11 @@ def test_what_does_not_fit_is_refused():
         KPairLoss(InnerProduct())(x, y)
     with refused("kpair_loss", "row 2", "NaN"):
         KPairLoss(lambda a, b: a @ b.T)(x, y)
+    for critic in (Cosine(), NegativeSquaredDistance(), Separable(4).double(), Concat(4).double()):
+        for miner in (None, topk(2), hcl(1.0)):
+            for tiled in (False, True):
+                with refused("row 2", "NaN"):
+                    KPairLoss(critic, miner=miner, tiled=tiled)(x, y)
 
 
 def is_streamed(loss, x):

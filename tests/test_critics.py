@@ -318,9 +318,8 @@ class TestFactors:
         # Of a distance nothing is left but the rounding where it is 0: scores are clamped there.
         close(found.scores(), scores, 1e-14 if dtype == torch.float64 else 2e-6)
         u, v = (normalize(z) if found.unit else z for z in (found.anchors, found.candidates))
-        close(
-            float(torch.as_tensor(found.scale).detach()) * (u @ v.T), scores, 1e-13 if dtype == torch.float64 else 4e-6
-        )
+        scale = found.scale.detach() if isinstance(found.scale, torch.Tensor) else found.scale
+        close(scale * (u @ v.T), scores, 1e-13 if dtype == torch.float64 else 4e-6)
 
     def test_concat_has_none(self):
         assert not factorises(Concat(5))
