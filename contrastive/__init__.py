@@ -26,8 +26,8 @@ from contrastive.objectives import (
 )
 from contrastive.relatives import lifted_loss, multi_similarity_loss, ovo_loss, sigmoid_loss
 from contrastive.retrieval import evaluate_retrieval, search
-from contrastive.tiled import tiled_kpair_loss, tiled_ntxent_loss, tiled_symmetric_loss
 from contrastive.scores import partners, without_self
+from contrastive.tiled import tiled_kpair_loss, tiled_ntxent_loss, tiled_symmetric_loss
 
 __all__ = [
     "Bilinear",
