@@ -419,8 +419,13 @@ class TestAnyRangeOfLogits:
             expected = (24 if form == "ntxent" else 12) * math.exp(-1 / t)
             for critic in (Cosine(t), InnerProduct(t)):
                 for miner in (None, hcl(0.0)):
-                    found = float(tiled(form, critic, x, x.clone(), x[:0], miner=miner))
-                    assert found == pytest.approx(expected, rel=tolerance, abs=0.0)
+                    anchors = x.clone().requires_grad_()
+                    loss = tiled(form, critic, anchors, x.clone(), x[:0], miner=miner)
+                    assert float(loss.detach()) == pytest.approx(expected, rel=tolerance, abs=0.0)
+                    if isinstance(critic, InnerProduct):  # of a cosine the part along the row is taken out
+                        pull = gradient(loss, anchors)[0].diag()
+                        wanted = torch.full_like(pull, -expected / (13 * t))
+                        torch.testing.assert_close(pull, wanted, rtol=2 * tolerance, atol=0.0)
 
 
 class TestPrecisions:
