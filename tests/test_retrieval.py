@@ -114,9 +114,10 @@ def test_both_back_ends_agree(metric, exclude_self):
 
 @pytest.mark.parametrize(("block", "width", "entries"), [(8, 4, 10), (50, 7, 100), (2**23, 2**14, 2**22)])
 @pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @metrics
-def test_block_sizes_do_not_matter(block, width, entries, exclude_self, metric, monkeypatch):
-    x = torch.randint(-2, 3, (40, 3)).float()  # many ties, at every border between blocks
+def test_block_sizes_do_not_matter(block, width, entries, exclude_self, dtype, metric, monkeypatch):
+    x = torch.randint(-2, 3, (40, 3)).to(dtype)  # many ties, at every border between blocks
     expected = search(x, x, 6, metric=metric, backend="torch", exclude_self=exclude_self)
     monkeypatch.setattr(retrieval, "BLOCK", block)
     monkeypatch.setattr(retrieval, "BLOCK_WIDTH", width)
