@@ -63,11 +63,11 @@ def one_direction(
     anchors, candidates = UnitRows(u, unit=unit), UnitRows(v, unit=unit)
     unit_of_log = LOG2E if miner is None else 1.0  # a miner sees scores in nats
     scaled = candidates.scaled(alpha * unit_of_log)
-    longest = abs(alpha) * LOG2E * candidates.largest_norm()
-    bound = longest * anchors.largest_norm() * 1.0001
+    longest = anchors.largest_norm(), abs(alpha) * LOG2E * candidates.largest_norm()
+    bound = longest[0] * longest[1] * 1.0001
     highest, lowest = exponents(u.dtype, columns)
-    # Exponentials are multiplied by the rows before they are divided by their sum: room for those as well.
-    bounded = bound <= -lowest and longest < math.inf and bound <= highest - max(16.0, math.log2(longest + 1))
+    # Exponentials and rows are multiplied before they are divided by the sum: room for rows of a usual length as well.
+    bounded = bound <= min(highest - 16, -lowest) and all(2.0**-16 <= z <= 2.0**16 for z in longest)
     losses, positive = u.new_empty(count, 1), u.new_empty(count, 1)
     gradient, each = any(needed), 1 / count
     du, dv = torch.empty_like(u), torch.zeros_like(scaled)
