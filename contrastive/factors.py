@@ -115,7 +115,10 @@ class UnitRows:
 
     def __init__(self, rows: Float[Tensor, "n d"], *, unit: bool) -> None:
         self.rows = rows
-        self._inverse = _inverse_norms(rows) if unit else None
+        self._inverse: Tensor | None = None
+        self._usual = True
+        if unit:
+            self._inverse, self._usual = _inverse_norms(rows)
 
     def __getitem__(self, part: slice) -> Float[Tensor, "m d"]:
         rows = self.rows[part]
@@ -123,8 +126,11 @@ class UnitRows:
 
     def scaled(self, scale: float) -> Float[Tensor, "n d"]:
         """A copy of all rows, times `scale`."""
-        # One after the other: 1e37 times 1e2 leaves float32.
-        return self.rows * scale if self._inverse is None else (self.rows * self._inverse).mul_(scale)
+        if self._inverse is None:
+            return self.rows * scale
+        if self._usual:
+            return self.rows * (self._inverse * scale)
+        return (self.rows * self._inverse).mul_(scale)  # one after the other: 1e37 times 1e2 leaves float32
 
     def largest_norm(self) -> float:
         """The largest Euclidean length of a row; NaN where a row holds one."""
@@ -143,7 +149,11 @@ class UnitRows:
             gradient.mul_(factor)
             return
         inner = (along * gradient).sum(1, keepdim=True)
-        gradient.addcmul_(along, inner, value=-1 / length**2).mul_(factor).mul_(self._inverse[part])
+        gradient.addcmul_(along, inner, value=-1 / length**2)
+        if self._usual:
+            gradient.mul_(self._inverse[part] * factor)
+        else:
+            gradient.mul_(factor).mul_(self._inverse[part])
 
 
 def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -176,14 +186,16 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _inverse_norms(x: Tensor) -> Tensor:
-    """One over the length of each row, as a column; 0 for a zero row, NaN for a row that holds one."""
+def _inverse_norms(x: Tensor) -> tuple[Tensor, bool]:
+    """One over the length of each row, as a column, and whether all are of a usual length.
+
+    It is 0 for a zero row and NaN for a row that holds one.
+    """
     if eager_on_cpu(x) and x.numel():
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         smallest, largest = norms.aminmax()
         if float(smallest) > _SMALLEST_NORM and float(largest) < 1 / _SMALLEST_NORM:
-            inverse: Tensor = norms.reciprocal_()
-            return inverse
+            return norms.reciprocal_(), True
     # In double precision the squares of 1e-25 and 1e25 do not leave the floats; doubles are divided by their largest.
     inverse = x.new_empty(x.shape[0], 1)
     for start in range(0, x.shape[0], _ROWS):
@@ -195,4 +207,4 @@ def _inverse_norms(x: Tensor) -> Tensor:
             rows = rows / largest
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
         inverse[part] = (norms.reciprocal() / largest).masked_fill_(norms < torch.finfo(x.dtype).tiny, 0.0)
-    return inverse
+    return inverse, False
