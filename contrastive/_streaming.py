@@ -13,7 +13,7 @@ from contrastive.factors import Factors, Splits, factorises, factors_of, without
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
 
-__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "plain_scores", "views"]
+__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "views"]
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,7 +118,7 @@ def joined(function: str, y: Tensor, more: Tensor | None, what: str = "negatives
     return torch.cat([y, more])
 
 
-def plain_scores(critic: Critic, x: Tensor, y: Tensor, absent: Absent | None) -> Tensor:
+def _plain_scores(critic: Critic, x: Tensor, y: Tensor, absent: Absent | None) -> Tensor:
     """The matrix of scores, what is absent in it marked."""
     scores = critic(x, y)
     if absent is None:
@@ -218,11 +218,11 @@ def _two_views(
 def _plain(
     u: Tensor, v: Tensor, scale: Tensor | float, *, targets: Tensor, unit: bool, absent: Absent | None
 ) -> Tensor:
-    return kpair_loss(plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent), targets).mean()
+    return kpair_loss(_plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent), targets).mean()
 
 
 def _plain_symmetric(u: Tensor, v: Tensor, scale: Tensor | float, *, unit: bool, absent: Absent | None) -> Tensor:
-    scores = plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent)
+    scores = _plain_scores(partial(_product, scale=scale, unit=unit), u, v, absent)
     return (kpair_loss(scores).mean() + kpair_loss(scores[:, : len(u)].T).mean()) / 2
 
 

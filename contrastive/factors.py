@@ -78,7 +78,7 @@ class Splits(Protocol):
     def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "m h"]) -> Float[Tensor, "n m"]: ...  # noqa: D102
 
 
-# A protocol is slow to ask, and the criterion asks at every step: once a class. (A functools cache stops a compiler.)
+# A protocol is slow to ask, and the criterion asks at every step: once a class. (A compiler warns of functools' cache.)
 _known: dict[type, bool] = {}
 
 

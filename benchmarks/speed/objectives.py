@@ -107,7 +107,7 @@ def products(x: Tensor, y: Tensor, *, count: int) -> None:
 
 def criterion(**options: object) -> Loss:
     """Ours."""
-    return KPairLoss(Cosine(TEMPERATURE), **options)  # type: ignore[arg-type]
+    return KPairLoss(Cosine(TEMPERATURE), **options)  # type: ignore[arg-type]  # names of options, from the table below
 
 
 # Work: {name: (loss, largest K it is run at)}. Ours come first; what is compiled is compiled for every K.
