@@ -28,6 +28,9 @@ class Bound:
         status: whether its expectation is a lower bound on I(X;Y) for any critic.
         constant: what was added to minus the loss; nan where nothing may be.
         reason: why, in one sentence.
+        passing: share of the rows whose weighted negatives count at least as much as the constant asks for (theorem B's
+            test), or, where there is no constant, as unweighted ones: a diagnostic, which certifies nothing. nan where
+            the test says nothing.
     """
 
     value: float
@@ -35,6 +38,7 @@ class Bound:
     status: Literal["bound", "not a bound"]
     constant: float
     reason: str
+    passing: float = float("nan")
 
 
 def infonce_bound(
@@ -42,6 +46,7 @@ def infonce_bound(
     targets: Int[Tensor, " anchors"] | None = None,
     *,
     miner: WeighsNegatives | None = None,
+    independent: bool = True,
 ) -> Bound:
     r"""Estimates mutual information by InfoNCE, and says whether it is a lower bound.
 
@@ -49,18 +54,22 @@ def infonce_bound(
         I_{NCE} = \log K - \frac1n \sum_i L_i
 
     with K the number of candidates of a row. Mined rows give :math:`\log(1 + W) - L_w` when the miner is
-    monotone and of constant mass W (HCL with :math:`\tau^+ = 0`: W = N; top-k: W = k), and no bound otherwise.
+    monotone and of constant mass W (HCL with :math:`\tau^+ = 0`: W = N; top-k, or k drawn at random: W = k),
+    :math:`\log K - L_w` when its weights undo a known proposal at the positive too, and no bound otherwise
+    (``docs/theory.md``, theorems A, B and C).
 
     Arguments:
-        scores: held-out pairs scored by the critic; candidates drawn independently of the anchor
-            given its positive. An absent candidate (:math:`-\infty`) does not count towards K, a row of
-            nothing else (padding) not towards the mean.
+        scores: held-out pairs scored by the critic. An absent candidate (:math:`-\infty`) does not count towards K, a
+            row of nothing else (padding) not towards the mean.
         targets: as in `contrastive.kpair_loss`.
         miner: the miner whose weighted loss is evaluated; its declared `facts` decide. None: uniform.
+        independent: whether the negatives are drawn independently of the anchor, given its positive, and scored by the
+            same critic, as the other pairs of a batch are. False for a queue of keys from older encoders, for negatives
+            that share a cause with the anchor, and for synthetic ones: nothing bounds then.
 
     Returns:
-        Value, cap, status, constant and reason. For a miner without a guarantee the value and the
-        constant are nan: evaluate the trained critic with ``miner=None`` instead.
+        Value, cap, status, constant, reason and share of passing rows. Without a guarantee value, cap and
+        constant are nan: evaluate the trained critic with ``miner=None`` on independent pairs instead.
 
     Raises:
         ValueError: as `contrastive.kpair_loss`, and for a matrix without any candidate.
@@ -72,28 +81,70 @@ def infonce_bound(
     References:
         | On Variational Bounds of Mutual Information (Poole et al., 2019)
         | https://arxiv.org/abs/1905.06922
+        | Improving Mutual Information Estimation with Annealed and Energy-Based Bounds (Brekelmans et al., 2022)
+        | https://arxiv.org/abs/2303.06992
     """
     scores, targets, _ = check_rows("infonce_bound", scores.detach(), targets)
     held = _held_rows("infonce_bound", scores, targets)
-    present = negatives(scores, targets).sum(1)[held]
-    log_weights = None if miner is None else miner(scores, targets)
+    kept = negatives(scores, targets)[held]
+    present = kept.sum(1)
+    log_weights = torch.zeros_like(scores) if miner is None else miner(scores, targets).detach()
     loss = kpair_loss(scores, targets, log_weights=log_weights).double()[held]
-    if miner is None:
-        mass, reason = present, "uniform weights: log K - L is a lower bound for any critic (i.i.d. candidates)"
-    else:
-        facts: MiningFacts = getattr(miner, "facts", MiningFacts())
-        if facts.mass is None or not facts.monotone:
-            return Bound(
-                value=float("nan"),
-                cap=float("nan"),
-                status="not a bound",
-                constant=float("nan"),
-                reason=f"{miner!r} guarantees no constant mass of monotone weights in every row",
-            )
-        mass = present if facts.mass == "all" else present.clamp_max(facts.mass)
-        reason = f"{miner!r} is monotone with constant mass: log(1 + W) - L is a lower bound (i.i.d. candidates)"
+    facts = _uniform if miner is None else getattr(miner, "facts", MiningFacts())
+    rows = scores[held].double(), log_weights[held].double(), kept
+    proposal = facts.proposal and independent
+    if not proposal and (facts.mass is None or not facts.monotone or not independent):
+        nan = float("nan")
+        passing = float("nan") if miner is None else _passing(*rows, present)
+        reason = _no_bound(miner, facts, independent)
+        return Bound(value=nan, cap=nan, status="not a bound", constant=nan, reason=reason, passing=passing)
+    if proposal:
+        constant = float(torch.log1p(present.double()).mean())
+        cap = constant - float(target_scores(log_weights, targets)[held].double().mean())
+        reason = f"{miner!r} undoes a known proposal, at the positive too: log K - L is a lower bound (theorem C)"
+        return Bound(value=constant - float(loss.mean()), cap=cap, status="bound", constant=constant, reason=reason)
+    mass = present if facts.mass == "all" or facts.mass is None else present.clamp_max(facts.mass)
     constant = float(torch.log1p(mass.double()).mean())
-    return Bound(value=constant - float(loss.mean()), cap=constant, status="bound", constant=constant, reason=reason)
+    return Bound(
+        value=constant - float(loss.mean()),
+        cap=constant,
+        status="bound",
+        constant=constant,
+        reason=_a_bound(miner, facts),
+        # A draw is above the uniform one on average, not in every row.
+        passing=float("nan") if facts.drawn else _passing(*rows, mass),
+    )
+
+
+_uniform = MiningFacts(mass="all", monotone=True)
+
+
+def _a_bound(miner: WeighsNegatives | None, facts: MiningFacts) -> str:
+    if miner is None:
+        return "uniform weights: log K - L is a lower bound for any critic (theorem A; independent candidates)"
+    constant = "log K" if facts.mass == "all" else f"log(1 + {facts.mass})"
+    how = f"draws {facts.mass} negatives by weights that are monotone" if facts.drawn else "is monotone"
+    return f"{miner!r} {how} with constant mass: {constant} - L is a lower bound (theorem B; independent candidates)"
+
+
+def _no_bound(miner: WeighsNegatives | None, facts: MiningFacts, independent: bool) -> str:
+    if not independent:
+        return "the candidates are not independent of the anchor given its positive: nothing bounds (theorem D)"
+    return f"{miner!r} {facts.why or 'guarantees no constant mass of monotone weights in every row'} (theorem D)"
+
+
+def _passing(scores: Tensor, log_weights: Tensor, kept: Tensor, mass: Tensor) -> float:
+    r"""The share of rows with :math:`\sum_j w_j e^{s_j} \ge W \mu`, up to rounding; rows without negatives pass."""
+    count = kept.sum(1)
+    some = count > 0
+    scores, log_weights = scores[some].masked_fill(~kept[some], -torch.inf), log_weights[some]
+    weighted = torch.logsumexp(scores + log_weights.masked_fill(~kept[some], 0.0), 1)
+    asked = torch.logsumexp(scores, 1) + (mass[some] / count[some]).log()
+    passes = int((weighted >= asked - _ROUNDING * asked.abs().clamp_min(1)).sum())
+    return (passes + int((~some).sum())) / len(kept)
+
+
+_ROUNDING = 1e-5  # of a miner's float32 weights, relative to a score
 
 
 def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None) -> Bound:

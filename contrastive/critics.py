@@ -271,9 +271,12 @@ class Concat(nn.Module):
         _check_widths("Concat", x, y, *self.dims)
         return self.first_x(x), self.first_y(y)
 
-    def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "m h"]) -> Float[Tensor, "n m"]:
-        """The other layers of every pair; what the loss calls strip by strip when batches are large."""
-        scores: Tensor = self.rest(x[:, None] + y[None])
+    def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "*n m h"]) -> Float[Tensor, "n m"]:
+        """The other layers of every pair; what the loss calls strip by strip when batches are large.
+
+        `y` holds the candidates of all anchors ``[m, h]``, or those of each ``[n, m, h]``.
+        """
+        scores: Tensor = self.rest(x[:, None] + y)
         return as_float32(scores.squeeze(2))
 
 

@@ -69,13 +69,16 @@ class Factorises(Protocol):
 
 @runtime_checkable
 class Splits(Protocol):
-    """A critic that does what it can on single rows first, ``critic(x, y) == critic.pairs(*critic.split(x, y))``."""
+    """A critic that does what it can on single rows first, ``critic(x, y) == critic.pairs(*critic.split(x, y))``.
+
+    `pairs` takes the candidates of all anchors ``[m, h]``, or a list for each ``[n, m, h]``.
+    """
 
     def split(  # noqa: D102
         self, x: Float[Tensor, "n dx"], y: Float[Tensor, "m dy"]
     ) -> tuple[Float[Tensor, "n h"], Float[Tensor, "m h"]]: ...
 
-    def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "m h"]) -> Float[Tensor, "n m"]: ...  # noqa: D102
+    def pairs(self, x: Float[Tensor, "n h"], y: Float[Tensor, "*n m h"]) -> Float[Tensor, "n m"]: ...  # noqa: D102
 
 
 # A protocol is slow to ask, and the criterion asks at every step: once a class. (A compiler warns of functools' cache.)

@@ -45,15 +45,22 @@ class MiningFacts:
     """What a miner guarantees about every row, whatever the scores; the bounds read it.
 
     Arguments:
-        mass: the sum of a row's weights over its negatives: ``"all"`` when it equals the number of
-            negatives present, an integer `k` when it is k (or all, where fewer are present), None
-            when it depends on the data.
-        monotone: whether the weight never decreases as the score grows within a row, and depends on
-            nothing but the row's negatives.
+        mass: what the weights of a row's negatives add up to, at least: ``"all"`` for as much as there are negatives
+            present; an integer k where exactly k negatives are kept with weight 1 (all, where fewer are present); None
+            where it depends on the data.
+        monotone: whether the weight never decreases as the score grows within a row, and depends on nothing but the
+            row's negatives. Of a miner that draws: the weight it draws by.
+        drawn: whether the `mass` negatives that are kept are drawn at random, without replacement.
+        proposal: whether the candidates come from a known distribution of their own, and the weights, the positive's
+            included, are the ratios that undo it.
+        why: why it guarantees nothing, in a clause; for the reader of a bound.
     """
 
     mass: int | Literal["all"] | None = None
     monotone: bool = False
+    drawn: bool = False
+    proposal: bool = False
+    why: str = ""
 
 
 @runtime_checkable
