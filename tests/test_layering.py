@@ -19,7 +19,7 @@ LAYERS = [
     {"bounds", "criterion", "distributed"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "metrics", "_faiss"},
     {"retrieval"},
-    {"geometry", "probing", "interop"},
+    {"geometry", "probing", "interop", "allpairs"},
     {"report"},
     {"training", "evaluation"},
     {"runs", "testing"},
@@ -83,7 +83,7 @@ def test_contrastive_but_for_the_command_line_never_imports_miners(path):
 def test_miners_import_the_vocabulary_only(path):
     allowed = {"scores"}
     if path.stem in {"neighbors", "pool"}:  # they search
-        allowed |= {"retrieval", "errors"}
+        allowed |= {"retrieval", "allpairs", "errors"}
     if path.stem == "_launcher":
         allowed |= {"cli"}  # it is installed as `kpair`, above both packages, and starts the command
     names = {name for name in imported(path) if name.split(".")[0] == "contrastive"}
