@@ -14,6 +14,23 @@ if (_foreign := shadowed()) is not None:
 from miners.compose import detached  # after the check: a foreign `contrastive` fails here otherwise
 from miners.debiased import debiased, hcl
 from miners.hard import hardest, semihard, topk
+from miners.masks import detect_false_negatives, duplicates, empty_rows, false_negatives, same_group, same_label
 from miners.miner import Miner
+from miners.queue import Queue
 
-__all__ = ["Miner", "debiased", "detached", "hardest", "hcl", "semihard", "topk"]
+__all__ = [
+    "Miner",
+    "Queue",
+    "debiased",
+    "detached",
+    "detect_false_negatives",
+    "duplicates",
+    "empty_rows",
+    "false_negatives",
+    "hardest",
+    "hcl",
+    "same_group",
+    "same_label",
+    "semihard",
+    "topk",
+]

@@ -274,6 +274,11 @@ def hardest_of(row, t, negatives):
     return {j: Decimal(j == hardest) for j in negatives}
 
 
+def below(threshold):
+    """Weight 1 for the negatives that score below a threshold."""
+    return _mined(lambda row, t, negatives: {j: Decimal(row[j] < Decimal(threshold)) for j in negatives})
+
+
 def hcl(beta, tau_plus=0.0, min_score=None):
     """Robinson et al. (2021), with the debiasing of Chuang et al. (2020), as in their criterion (`hcl_criterion`)."""
 

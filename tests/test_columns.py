@@ -1,0 +1,321 @@
+"""Columns: the queue, filled by one process and by several, and synthetic negatives."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from references import INF, close, gradient, refused
+
+from contrastive import Bilinear, Cosine, KPairLoss, kpair_loss
+from miners import Queue, debiased, duplicates, hardest, hcl, same_label, semihard, topk
+
+MINERS = [None, topk(3), hardest(), semihard(0.5), hcl(1.0), debiased(0.1), duplicates(threshold=1.5)]
+
+
+def batches(*lengths, dim=4, dtype=torch.float32):
+    return [torch.randn(length, dim, dtype=dtype) for length in lengths]
+
+
+def fill(queue, keys, ids=None):
+    for batch, numbers in zip(keys, ids or [None] * len(keys), strict=True):
+        queue.enqueue(batch, numbers)
+    return queue
+
+
+class TestFirstInFirstOut:
+    @pytest.mark.parametrize(
+        "lengths", [(), (1,), (3, 3), (7,), (3, 3, 3), (5, 5, 5, 5), (7, 7), (0, 2, 0, 6, 0), (1,) * 20, (6, 7, 1, 2)]
+    )
+    def test_keeps_the_newest_in_order(self, lengths):
+        keys = batches(*lengths)
+        ids = list(torch.arange(sum(lengths)).split(lengths))
+        queue = fill(Queue(7, 4), keys, ids)
+        expected = torch.cat([*keys, torch.zeros(0, 4)])[-7:]
+        assert len(queue) == len(expected) == min(7, sum(lengths))
+        assert torch.equal(queue.keys(), expected)
+        assert torch.equal(queue.ids(), torch.arange(sum(lengths))[-7:])
+        assert torch.equal(fill(Queue(7, 4), keys).keys(), expected)
+
+    def test_starts_empty(self):
+        queue = Queue(5, 3)
+        assert len(queue) == 0
+        assert queue.keys().shape == (0, 3)
+        assert queue.ids().shape == (0,)
+        assert queue.ids().dtype == torch.int64
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    def test_dtypes(self, dtype):
+        queue = Queue(5, 4, dtype=dtype)
+        keys = torch.randn(3, 4, dtype=torch.float64)
+        queue.enqueue(keys)
+        queue.enqueue(keys.half())
+        assert queue.keys().dtype == dtype
+        assert torch.equal(queue.keys(), torch.cat([keys.to(dtype)[1:], keys.half().to(dtype)]))
+        x, y = torch.randn(3, 4).to(dtype), torch.randn(3, 4).to(dtype)
+        loss = KPairLoss(Cosine(), miner=topk(2))(x, y, negatives=queue.keys())
+        assert torch.isfinite(loss)
+
+    def test_the_module_is_cast_without_its_numbers(self):
+        ids = [torch.tensor([2**53 + 1, 1, 2**62]), torch.tensor([-5, 7, 8])]
+        for cast in (torch.nn.Module.half, torch.nn.Module.double, torch.nn.Module.bfloat16):
+            queue = cast(fill(Queue(5, 4), batches(3, 3), ids))
+            assert queue.ids().tolist() == [1, 2**62, -5, 7, 8]
+            queue.enqueue(torch.randn(2, 4), torch.tensor([2**24 + 1, 2**24]))
+            assert queue.ids().tolist() == [-5, 7, 8, 2**24 + 1, 2**24]
+            assert queue.keys().dtype != torch.float32
+
+    def test_keys_are_taken_without_gradient_and_are_a_copy(self):
+        keys = torch.randn(3, 4, requires_grad=True)
+        queue = Queue(4, 4)
+        queue.enqueue(keys)
+        seen = queue.keys()
+        assert not seen.requires_grad
+        before = seen.clone()
+        with torch.no_grad():
+            keys.zero_()
+        queue.enqueue(torch.randn(4, 4))
+        assert torch.equal(seen, before)
+        assert not list(queue.parameters())
+
+    def test_the_gradient_of_a_loss_may_be_taken_after_enqueuing(self):
+        queue, x, y = Queue(4, 4), torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+        queue.enqueue(torch.randn(4, 4))
+        keys = queue.keys()
+        for tiled in (True, False):
+            loss = KPairLoss(Cosine(), miner=hcl(1.0), tiled=tiled)(x, y, negatives=keys)
+            expected = gradient(KPairLoss(Cosine(), miner=hcl(1.0), tiled=tiled)(x, y, negatives=keys.clone()), x)[0]
+            queue.enqueue(torch.randn(2, 4))
+            assert torch.equal(gradient(loss, x)[0], expected)
+
+    @pytest.mark.parametrize("scope", [torch.inference_mode, torch.no_grad])
+    def test_keys_formed_without_autograd(self, scope):
+        queue = Queue(4, 4)
+        with scope():
+            keys = torch.randn(3, 4) + 1
+        queue.enqueue(keys)
+        assert torch.equal(queue.keys(), keys)
+
+    def test_under_autocast(self):
+        queue, layer = Queue(4, 4), torch.nn.Linear(4, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            keys = layer(torch.randn(3, 4))
+            queue.enqueue(keys)
+            assert queue.keys().dtype == torch.float32
+        assert keys.dtype == torch.bfloat16
+        assert torch.equal(queue.keys(), keys.float())
+
+
+class TestSaved:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("lengths", [(), (3,), (5, 4), (7,)])
+    @pytest.mark.parametrize("with_ids", [True, False])
+    def test_goes_on_in_a_fresh_module_bit_for_bit(self, tmp_path, dtype, lengths, with_ids):
+        keys = batches(*lengths)
+        ids = [torch.randint(2**62, (length,)) for length in lengths] if with_ids else None
+        queue = fill(Queue(7, 4, dtype=dtype), keys, ids)
+        torch.save(queue.state_dict(), tmp_path / "queue.pt")
+        other = Queue(7, 4, dtype=dtype)
+        other.load_state_dict(torch.load(tmp_path / "queue.pt", weights_only=True))
+        more = batches(3, 6)
+        numbers = [torch.randint(2**62, (length,)) for length in (3, 6)] if with_ids else [None, None]
+        for k in range(3):
+            assert len(other) == len(queue)
+            assert torch.equal(other.keys(), queue.keys())
+            if with_ids:
+                assert torch.equal(other.ids(), queue.ids())
+            elif len(queue):
+                with refused("without ids"):
+                    other.ids()
+            if k < 2:
+                queue.enqueue(more[k], numbers[k])
+                other.enqueue(more[k], numbers[k])
+        assert all(torch.equal(a, b) for a, b in zip(queue.buffers(), other.buffers(), strict=True))
+
+    def test_within_a_model(self, tmp_path):
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.queue = torch.nn.Linear(3, 4), Queue(5, 4)
+
+        model, fresh = Model(), Model()
+        fill(model.queue, batches(3, 4), [torch.arange(3), torch.arange(4)])
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+        assert torch.equal(fresh.queue.keys(), model.queue.keys())
+        assert fresh.queue.ids().tolist() == [1, 2, 0, 1, 2, 3][-5:]
+        assert "Queue(size=5, dim=4)" in repr(model)
+
+    def test_copies_and_pickles(self):
+        queue = fill(Queue(5, 4), batches(3, 4))
+        for other in (copy.deepcopy(queue), pickle.loads(pickle.dumps(queue))):
+            assert torch.equal(other.keys(), queue.keys())
+            other.enqueue(torch.randn(1, 4))
+            assert not torch.equal(other.keys(), queue.keys())
+
+
+class TestRefused:
+    @pytest.mark.parametrize("bad", [0, -1, 2.0, True, None])
+    def test_sizes(self, bad):
+        with refused("Queue: size", repr(bad)):
+            Queue(bad, 4)
+        with refused("Queue: dim", repr(bad)):
+            Queue(4, bad)
+        with refused("Queue: dtype is torch.int64"):
+            Queue(4, 4, dtype=torch.int64)
+
+    def test_keys(self):
+        queue = fill(Queue(5, 4), batches(3))
+        before = queue.keys()
+        with refused("Queue.enqueue", "got 6 keys", "at most 5"):
+            queue.enqueue(torch.randn(6, 4))
+        with refused("(2, 3)", "[batch, 4]"):
+            queue.enqueue(torch.randn(2, 3))
+        with refused("(4,)", "[batch, 4]"):
+            queue.enqueue(torch.randn(4))
+        with refused("dtype torch.int64"):
+            queue.enqueue(torch.zeros(2, 4).long())
+        for value in (math.nan, INF, -INF):
+            keys = torch.randn(3, 4)
+            keys[1, 2] = value
+            with refused("row 1 of the keys", "NaN or infinite"):
+                queue.enqueue(keys)
+        assert torch.equal(queue.keys(), before)
+
+    def test_keys_that_the_dtype_cannot_hold(self):
+        queue = Queue(5, 4, dtype=torch.float16)
+        with refused("row 0 of the keys"):
+            queue.enqueue(torch.full((2, 4), 1e5))
+        assert len(queue) == 0
+
+    def test_ids(self):
+        queue = Queue(5, 4)
+        keys = torch.randn(2, 4)
+        with refused("ids have shape (3,)", "[2]"):
+            queue.enqueue(keys, torch.arange(3))
+        with refused("ids have shape (1,)", "[2]"):
+            queue.enqueue(keys, torch.arange(1))
+        for ids in (torch.zeros(2), torch.zeros(2, dtype=torch.bool)):
+            with refused("ids have dtype"):
+                queue.enqueue(keys, ids)
+        queue.enqueue(keys, torch.arange(2))
+        with refused("ids are missing"):
+            queue.enqueue(keys)
+        assert queue.ids().tolist() == [0, 1]
+        other = fill(Queue(5, 4), [keys])
+        with refused("ids are given"):
+            other.enqueue(keys, torch.arange(2))
+        with refused("Queue.ids", "without ids"):
+            other.ids()
+        assert torch.equal(other.keys(), keys)
+
+
+class TestAsNegatives:
+    @pytest.mark.parametrize("miner", MINERS, ids=repr)
+    @pytest.mark.parametrize("tiled", [True, False])
+    def test_a_loop_over_columns_by_hand(self, miner, tiled):
+        """Two encoders, four steps; every step's columns are written out from what was kept by hand."""
+        first, second, critic = torch.nn.Linear(3, 4).double(), torch.nn.Linear(5, 4).double(), Bilinear(4).double()
+        criterion = KPairLoss(critic, miner=miner, tiled=tiled)
+        queue, kept = Queue(10, 4, dtype=torch.float64), []
+        for _ in range(4):
+            x = first(torch.randn(4, 3, dtype=torch.float64))
+            y = second(torch.randn(4, 5, dtype=torch.float64))
+            loss = criterion(x, y, negatives=queue.keys())
+            there = torch.stack(
+                [torch.stack([critic(x[i : i + 1], z[None])[0, 0] for z in [*y, *kept]]) for i in range(4)]
+            )
+            back = there[:, :4].T
+            directions = []
+            for scores in (there, back):
+                weights = None if miner is None else miner(scores, torch.arange(4))
+                directions.append(kpair_loss(scores, log_weights=weights).mean())
+            expected = sum(directions) / 2
+            close(loss, expected.detach(), 1e-12)
+            weights = [*first.parameters(), *second.parameters(), *critic.parameters()]
+            for a, b in zip(
+                torch.autograd.grad(loss, weights, retain_graph=True), gradient(expected, *weights), strict=True
+            ):
+                close(a, b, 1e-11)
+            queue.enqueue(y)
+            kept = [*kept, *y.detach()][-10:]
+        assert len(queue) == 10
+
+    def test_the_current_positives_are_never_among_the_negatives(self):
+        queue = Queue(12, 4)
+        for step in range(6):
+            y = torch.randn(4, 4)
+            seen = queue.keys()
+            assert len(seen) == min(12, 4 * step)
+            assert not (seen[:, None] == y).all(2).any()
+            queue.enqueue(y)
+            assert (queue.keys()[-4:] == y).all()
+
+    def test_an_older_key_of_an_item_is_dropped_by_its_id(self):
+        x, y, ids = torch.randn(4, 4), torch.randn(4, 4), torch.tensor([10, 11, 12, 13])
+        queue = Queue(8, 4)
+        queue.enqueue(torch.randn(3, 4), torch.tensor([99, 11, 98]))
+        miner = duplicates(ids, torch.cat([ids, queue.ids()]))
+        critic = Cosine()
+        scores = torch.cat([critic(x, y), critic(x, queue.keys())], 1)
+        assert scores[1, 5] > -INF
+        scores[1, 5] = -INF
+        expected = (kpair_loss(scores).mean() + kpair_loss(scores[:, :4].T).mean()) / 2
+        close(KPairLoss(critic, miner=miner)(x, y, negatives=queue.keys()), expected, 1e-6)
+
+    def test_labels_of_keys(self):
+        x, y, labels = torch.randn(4, 4), torch.randn(4, 4), torch.tensor([1, 2, 1, 3])
+        queue = fill(Queue(8, 4), batches(5), [torch.tensor([1, 1, 2, 3, 9])])
+        found = same_label(labels, torch.cat([labels, queue.ids()]))(torch.zeros(4, 9), torch.arange(4))
+        assert found[0].tolist() == [0.0, 0.0, -INF, 0.0, -INF, -INF, 0.0, 0.0, 0.0]
+        assert torch.isfinite(
+            KPairLoss(Cosine(), miner=same_label(labels, torch.cat([labels, queue.ids()])))(
+                x, y, negatives=queue.keys()
+            )
+        )
+
+    def test_an_empty_queue_is_none(self):
+        x, y = torch.randn(4, 4), torch.randn(4, 4)
+        criterion = KPairLoss(Cosine(), miner=topk(2))
+        assert torch.equal(criterion(x, y, negatives=Queue(8, 4).keys()), criterion(x, y))
+
+
+def _rank(rank, world, address, folder, dtype, lengths):
+    """One of several processes: enqueues batches of its own lengths, then asks for what must be refused."""
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world)
+    generator = torch.Generator().manual_seed(rank)
+    queue, alone, sent = Queue(9, 3, dtype=dtype), Queue(9, 3, dtype=dtype), []
+    for step, counts in enumerate(lengths):
+        keys = torch.randn(counts[rank], 3, generator=generator)
+        ids = torch.arange(counts[rank]) + 100 * rank + 1000 * step + 2**60
+        queue.enqueue(keys, ids)
+        alone.enqueue(keys, ids, gather=False)
+        sent.append((keys, ids))
+    messages = []
+    for keys, ids in ((torch.randn(5, 3), torch.arange(5)), (torch.randn(2, 3), torch.arange(2) if rank else None)):
+        try:
+            queue.enqueue(keys, ids)
+        except ValueError as error:
+            messages.append(str(error))
+    found = {"keys": queue.keys(), "ids": queue.ids(), "alone": alone.ids(), "sent": sent, "messages": messages}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[(2, 2), (3, 3), (1, 1)], [(1, 3), (4, 0), (0, 0), (0, 5)]], ids=["even", "uneven"]
+)
+def test_all_ranks_hold_the_keys_of_all_ranks(tmp_path, dtype, lengths):
+    torch.multiprocessing.spawn(_rank, (2, tmp_path / "store", tmp_path, dtype, lengths), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    sent = [part for pair in zip(first["sent"], second["sent"], strict=True) for part in pair]
+    for found in (first, second):
+        assert torch.equal(found["keys"], torch.cat([keys.to(dtype) for keys, _ in sent])[-9:])
+        assert torch.equal(found["ids"], torch.cat([ids for _, ids in sent])[-9:])
+        assert torch.equal(found["alone"], torch.cat([ids for _, ids in found["sent"]])[-9:])
+        assert "got 10 keys, expected at most 9" in found["messages"][0]
+        assert "some ranks gave ids and others did not" in found["messages"][1]
