@@ -10,11 +10,12 @@ retrieval is evaluated exactly.
 True
 """
 
-from contrastive.bounds import Bound, infonce_bound, nwj_bound
+from contrastive.bounds import Bound, infonce_bound, nwj_bound, pool_infonce
 from contrastive.criterion import KPairLoss
 from contrastive.critics import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable
 from contrastive.encoders import load_encoder
 from contrastive.errors import InputError
+from contrastive.lists import list_scores
 from contrastive.objectives import (
     additive_margin_loss,
     decoupled_loss,
@@ -45,6 +46,7 @@ __all__ = [
     "infonce_bound",
     "kpair_loss",
     "lifted_loss",
+    "list_scores",
     "load_encoder",
     "multi_similarity_loss",
     "ntxent_loss",
@@ -52,6 +54,7 @@ __all__ = [
     "ovo_loss",
     "pairwise_loss",
     "partners",
+    "pool_infonce",
     "search",
     "sigmoid_loss",
     "supcon_loss",

@@ -15,7 +15,7 @@ from torch import Tensor
 from contrastive.objectives import kpair_loss
 from contrastive.scores import MiningFacts, WeighsNegatives, check_rows, check_values, negatives, target_scores
 
-__all__ = ["Bound", "infonce_bound", "nwj_bound"]
+__all__ = ["Bound", "infonce_bound", "nwj_bound", "pool_infonce"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,68 @@ def _passing(scores: Tensor, log_weights: Tensor, kept: Tensor, mass: Tensor) ->
 
 
 _ROUNDING = 1e-5  # of a miner's float32 weights, relative to a score
+
+
+def pool_infonce(scores: Float[Tensor, "anchors k"], log_weights: Float[Tensor, "anchors k"], *, prior: int) -> Bound:
+    r"""Estimates mutual information by K candidates of a known proposal inside a pool: the ceiling is the pool's.
+
+    .. math::
+        \log K + \operatorname{mean}_i \Bigl( s_{i1} - \log \sum_{j=1}^K \omega_{ij} e^{s_{ij}} \Bigr), \qquad
+        \omega_{ij} = \frac{1}{M q_{ij}}
+
+    Column 0 is the positive, whose place among the M of the pool is uniform; the others are drawn with replacement from
+    :math:`q_{i \cdot}`. All are weighted in the denominator, the positive too, nothing in the numerator. It is minus
+    ``kpair_loss(scores, targets=0, log_weights=log_weights)`` plus log K.
+
+    Arguments:
+        scores: of the columns of a `miners.PoolProposal` draw, by the critic that is judged, as it is now
+            (`contrastive.lists.list_scores`); a stale score breaks the bound, a stale proposal does not.
+        log_weights: :math:`\log \omega_{ij}` of the draw; :math:`-\infty` where the place cannot be the positive's.
+        prior: the draw's: M, or what the others' positives leave of it.
+
+    Returns:
+        A bound in expectation over pools, pairs and draws, for any critic and any proposal that reaches all of the
+        pool. Its cap is :math:`\log` of the prior, of the expectation: a single batch may lie above.
+
+    Raises:
+        ValueError: as `contrastive.kpair_loss`; for a prior below 1, and weights that are NaN or +inf, or 0 at a
+            positive.
+
+    Example:
+        >>> scores = torch.tensor([[9.0, 0.0], [9.0, 0.0]])  # drawn uniformly from 4 places: all weights are 1
+        >>> pool_infonce(scores, torch.zeros(2, 2), prior=4).value
+        0.693...
+
+    References:
+        | Improving Mutual Information Estimation with Annealed and Energy-Based Bounds (Brekelmans et al., 2022)
+        | https://arxiv.org/abs/2303.06992
+    """
+    targets = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    scores, targets, checked = check_rows("pool_infonce", scores.detach(), targets, log_weights.detach())
+    assert checked is not None
+    log_weights = checked
+    check_values("pool_infonce", scores, targets)
+    if prior < 1 or not scores.numel():
+        shape = tuple(scores.shape)
+        raise ValueError(f"pool_infonce: got scores of shape {shape} and prior {prior}, expected some and at least 1")
+    wrong = torch.isnan(log_weights) | (log_weights == torch.inf)
+    wrong[:, 0] |= log_weights[:, 0] == -torch.inf
+    if bool(wrong.any()):
+        row = int(wrong.any(1).nonzero()[0])
+        raise ValueError(
+            f"pool_infonce: the log-weights of row {row} hold NaN or +inf, or -inf at the positive (column 0): "
+            "the proposal must reach every place of the pool with a known probability"
+        )
+    loss = torch.logsumexp(scores.double() + log_weights.double(), 1) - scores[:, 0].double()
+    constant = float(torch.tensor(scores.shape[1]).double().log())
+    return Bound(
+        value=constant - float(loss.mean()),
+        cap=float(torch.tensor(prior).double().log()),
+        status="bound",
+        constant=constant,
+        reason=f"{scores.shape[1]} candidates of a known proposal, the positive's weight among them: log K - L is a "
+        f"lower bound with the ceiling log {prior} (theorem C; a pool of fresh, independent pairs)",
+    )
 
 
 def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None) -> Bound:

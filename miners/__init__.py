@@ -11,26 +11,46 @@ from miners._launcher import shadowed
 if (_foreign := shadowed()) is not None:
     raise ImportError(_foreign)
 
-from miners.compose import detached  # after the check: a foreign `contrastive` fails here otherwise
+from miners.compose import annealed, chain, detached  # after the check: a foreign `contrastive` fails here otherwise
 from miners.debiased import debiased, hcl
-from miners.hard import hardest, semihard, topk
+from miners.distance import distance_weighted
+from miners.draws import importance, random_subset
+from miners.hard import hardest, margin, multi_similarity, ring, semihard, topk
 from miners.masks import detect_false_negatives, duplicates, empty_rows, false_negatives, same_group, same_label
 from miners.miner import Miner
+from miners.pool import Draw, PoolProposal
+from miners.positives import hard_positive, nearest_positive, semihard_positive, without_other_positives
 from miners.queue import Queue
+from miners.synthetic import mix_hardest
 
 __all__ = [
+    "Draw",
     "Miner",
+    "PoolProposal",
     "Queue",
+    "annealed",
+    "chain",
     "debiased",
     "detached",
     "detect_false_negatives",
+    "distance_weighted",
     "duplicates",
     "empty_rows",
     "false_negatives",
+    "hard_positive",
     "hardest",
     "hcl",
+    "importance",
+    "margin",
+    "mix_hardest",
+    "multi_similarity",
+    "nearest_positive",
+    "random_subset",
+    "ring",
     "same_group",
     "same_label",
     "semihard",
+    "semihard_positive",
     "topk",
+    "without_other_positives",
 ]
