@@ -12,6 +12,8 @@ from miners.miner import Miner
 
 __all__ = ["debiased", "hcl"]
 
+_SUBTRACTS = "subtracts a share of the positive's score from its negatives"
+
 
 def hcl(beta: float = 1.0, tau_plus: float = 0.0, *, min_score: float | None = None) -> Miner:
     r"""Weighs negatives by the exponential of their score (hard-negative contrastive learning).
@@ -52,7 +54,7 @@ def hcl(beta: float = 1.0, tau_plus: float = 0.0, *, min_score: float | None = N
         raise ValueError(f"hcl: beta is {beta}, expected a finite number of at least 0")
     _check_prior("hcl", tau_plus, min_score)
     name = f"hcl(beta={beta}, tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
-    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
+    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts(why=_SUBTRACTS)
     return Miner(partial(_hcl, beta=beta, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
 
 
@@ -78,7 +80,7 @@ def debiased(tau_plus: float, *, min_score: float | None = None) -> Miner:
     """
     _check_prior("debiased", tau_plus, min_score)
     name = f"debiased(tau_plus={tau_plus}{'' if min_score is None else f', min_score={min_score}'})"
-    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts()
+    facts = MiningFacts(mass="all", monotone=True) if tau_plus == 0 else MiningFacts(why=_SUBTRACTS)
     return Miner(partial(_hcl, beta=0.0, tau_plus=tau_plus, min_score=min_score), name=name, facts=facts)
 
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.scores import MiningFacts, check_rows
+from contrastive.scores import MiningFacts, WeighsNegatives, check_rows
 
-__all__ = ["Miner"]
+__all__ = ["Miner", "check_count", "miner_at"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,11 +31,13 @@ class Miner:
             `functools.partial`; sees scores in at least float32.
         name: how it prints.
         facts: what it guarantees; the default guarantees nothing.
+        schedule: a module-level function from the step of a training to the miner of that step; None: always itself.
     """
 
     rule: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     name: str
     facts: MiningFacts = MiningFacts()
+    schedule: "Callable[[int], Miner] | None" = None
 
     def __call__(
         self,
@@ -62,5 +64,30 @@ class Miner:
             return torch.zeros_like(scores)
         return self.rule(scores, targets, anchors)
 
+    def at(self, step: int) -> "Miner":
+        """The miner of a training step: itself, unless an option of it changes with time (`miners.annealed`).
+
+        Arguments:
+            step: how many steps were taken before, at least 0. Nothing else decides, so a resumed training needs no
+                state.
+
+        Raises:
+            ValueError: for a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"{self.name}: step is {step}, expected at least 0")
+        return self if self.schedule is None else self.schedule(step)
+
     def __repr__(self) -> str:
         return self.name
+
+
+def miner_at(miner: WeighsNegatives, step: int) -> WeighsNegatives:
+    """`Miner.at` of a part of another miner, which may be any callable."""
+    return miner.at(step) if isinstance(miner, Miner) else miner
+
+
+def check_count(function: str, k: int) -> None:
+    """Refuses a number of negatives that is none, in the name of `function`."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"{function}: k is {k!r}, expected an integer of at least 1")

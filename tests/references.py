@@ -296,6 +296,114 @@ def hcl(beta, tau_plus=0.0, min_score=None):
     return _mined(weigh)
 
 
+def ring(lower, upper):
+    """Wu et al. (2021): the negatives whose rank from the hardest, as a share, is in [lower, upper); one at least."""
+    low, high = Decimal(str(lower)), Decimal(str(upper))
+
+    def weigh(row, t, negatives):
+        ranked = sorted(negatives, key=lambda j: row[j], reverse=True)
+        shares = [Decimal(rank) / len(ranked) for rank in range(len(ranked))]
+        kept = [j for j, share in zip(ranked, shares, strict=True) if low <= share < high]
+        if not kept:  # the first rank beyond the lower end, or the last there is
+            kept = [next((j for j, share in zip(ranked, shares, strict=True) if share >= low), ranked[-1])]
+        return {j: Decimal(j in kept) for j in negatives}
+
+    return _mined(weigh)
+
+
+def multi_similarity_mining(epsilon, fallback=None):
+    """Wang et al. (2019), eq. 10: S_ij > S_ip - epsilon, with one positive."""
+
+    def weigh(row, t, negatives):
+        kept = [j for j in negatives if row[j] > row[t] - Decimal(epsilon)]
+        if not kept and fallback is not None:
+            return fallback(row, t, negatives)
+        return {j: Decimal(j in kept) for j in negatives}
+
+    return _mined(weigh)
+
+
+def margin(m):
+    """The same weight e^m for every negative."""
+    return _mined(lambda row, t, negatives: dict.fromkeys(negatives, Decimal(m).exp()))
+
+
+def constant(log_ratio, *, positive):
+    """The same weight p/q for every candidate, or for every negative."""
+
+    def miner(scores, targets):
+        found = torch.full(scores.shape, log_ratio, dtype=torch.float64)
+        return found if positive else found.scatter(1, targets[:, None], 0.0)
+
+    return miner
+
+
+def _inverse_densities(temperature, dim, cutoff, limit):
+    """Wu et al. (2017), eq. 4: 1 / q(d), q(d) = d^(n-2) (1 - d^2 / 4)^((n-3)/2), d from `cutoff`, 0 from `limit` on."""
+
+    def weigh(row, t, negatives):
+        weights = {}
+        for j in negatives:
+            d = max((max(Decimal(0), 2 - 2 * Decimal(temperature) * row[j])).sqrt(), Decimal(cutoff))
+            density = d ** (dim - 2) * (1 - d * d / 4) ** (Decimal(dim - 3) / 2) if d <= Decimal(limit) else None
+            weights[j] = Decimal(0) if density is None else 1 / density
+        return weights if any(weights.values()) else dict.fromkeys(negatives, Decimal(1))
+
+    return weigh
+
+
+def distance_weighted(temperature, dim, cutoff=0.5, limit=1.4):
+    """Wu et al. (2017) as soft weights of mean 1."""
+    density = _inverse_densities(temperature, dim, cutoff, limit)
+
+    def weigh(row, t, negatives):
+        weights = density(row, t, negatives)
+        return {j: w * len(negatives) / sum(weights.values()) for j, w in weights.items()}
+
+    return _mined(weigh)
+
+
+def random_subset(k):
+    """k negatives without replacement: the first of N clocks to ring, all at rate 1."""
+    return _race(k, lambda row, t, negatives: dict.fromkeys(negatives, Decimal(1)))
+
+
+def distance_drawn(temperature, dim, k, cutoff=0.5, limit=1.4):
+    """Wu et al. (2017): k negatives without replacement, at rates 1 / q(d); at rate 0 when no others are left."""
+    return _race(k, _inverse_densities(temperature, dim, cutoff, limit))
+
+
+def _race(k, rates):
+    """Keeps the first k of exponential clocks. The library's noise is drawn again: seed before either."""
+
+    @_exactly
+    def miner(scores, targets):
+        single = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        clocks = torch.empty(scores.shape, dtype=single).exponential_()
+        found = torch.full(scores.shape, -INF, dtype=torch.float64).scatter(1, targets[:, None], 0.0)
+        for i, ((row, t, _), clock) in enumerate(zip(_rows(scores, targets, None), _decimals(clocks), strict=True)):
+            negatives = [] if row is None else [j for j in range(len(row)) if j != t and row[j].is_finite()]
+            rate = rates(row, t, negatives)
+            race = sorted(negatives, key=lambda j: (not rate[j], clock[j] / (rate[j] or 1)))
+            found[i, race[:k]] = 0.0
+        return found
+
+    return miner
+
+
+def chain(*loops):
+    """One after another; what one drops has the score -inf for the next."""
+
+    def miner(scores, targets):
+        total = torch.zeros(scores.shape, dtype=torch.float64)
+        for loop in loops:
+            dropped = (total == -INF).scatter(1, targets[:, None], False)
+            total = total + loop(scores.masked_fill(dropped, -INF), targets)
+        return total
+
+    return miner
+
+
 def hcl_criterion(first, second, *, temperature, beta, tau_plus):
     """The criterion of the official code (estimator 'hard'), with its exponentials: one loss per anchor.
 

@@ -1,0 +1,162 @@
+"""Draws: negatives kept at random, and weights that undo a proposal they were drawn from."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contrastive.scores import MiningFacts, eager_on_cpu, negatives
+from miners.hard import columns_of_largest, keep_columns
+from miners.miner import Miner, check_count
+
+__all__ = ["draw", "importance", "random_subset"]
+
+
+def random_subset(k: int) -> Miner:
+    """Keeps k negatives of every anchor, drawn uniformly without replacement.
+
+    It draws anew at every call, by the global generator of the scores' device; a row with fewer negatives keeps all of
+    them. ``log(1 + k) - L`` still bounds mutual information: it is InfoNCE with k + 1 candidates.
+
+    Arguments:
+        k: how many, at least 1.
+
+    Raises:
+        ValueError: for k < 1.
+
+    Example:
+        >>> kept = random_subset(2)(torch.zeros(1, 6), torch.tensor([0])).exp()
+        >>> kept[:, 0], kept[:, 1:].sum(1)
+        (tensor([1.]), tensor([2.]))
+
+    References:
+        | On Variational Bounds of Mutual Information (Poole et al., 2019)
+        | https://arxiv.org/abs/1905.06922
+    """
+    check_count("random_subset", k)
+    facts = MiningFacts(mass=k, monotone=True, drawn=True)
+    return Miner(partial(_random_subset, k=k), name=f"random_subset(k={k})", facts=facts)
+
+
+def importance(
+    log_q: Float[Tensor, " candidates"] | Float[Tensor, "anchors candidates"] | float,
+    *,
+    log_p: Float[Tensor, " candidates"] | Float[Tensor, "anchors candidates"] | float = 0.0,
+    positive: bool = True,
+) -> Miner:
+    r"""Undoes a known proposal: candidates drawn from q weigh as if they were drawn from p.
+
+    .. math::
+        w_{ij} = \frac{p(y_j)}{q(y_j \mid x_i)}, \quad \text{the positive's included}
+
+    With the positive's weight ``log K - L`` bounds mutual information, whatever is drawn hard (theorem C). On the
+    negatives alone (``positive=False``), as sampled softmax has it, it bounds nothing. A proposal belongs to one
+    direction: pass ``symmetric=False`` to `contrastive.KPairLoss`.
+
+    Arguments:
+        log_q: the logarithm of q at every candidate, or of every anchor (by row number) at every candidate; a number
+            is a q that is the same everywhere.
+        log_p: the logarithm of p likewise. Both may lack one and the same constant, at the cost of a shift of the loss.
+        positive: whether the positive is weighted as well.
+
+    Raises:
+        ValueError: for a `log_q` or `log_p` that is not finite (q must be positive) or not of one or two dimensions;
+            when mining, for lengths that do not fit the scores.
+
+    Example:
+        >>> q = torch.tensor([0.5, 0.25, 0.25])
+        >>> importance(q.log(), log_p=-1.0986)(torch.zeros(1, 3), torch.tensor([0])).exp()
+        tensor([[0.6667, 1.3333, 1.3333]])
+
+    References:
+        | Improving Mutual Information Estimation with Annealed and Energy-Based Bounds (Brekelmans et al., 2022)
+        | https://arxiv.org/abs/2303.06992
+        | Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model
+        | (Bengio and Senecal, 2008)
+        | https://doi.org/10.1109/TNN.2007.912312
+    """
+    tables = _table("log_q", log_q), _table("log_p", log_p)
+    if positive:
+        facts = MiningFacts(proposal=True)
+    else:
+        facts = MiningFacts(why="weighs the negatives alone by p/q, and not the positive")
+    shown = ", ".join(f"{name}={_shown(table)}" for name, table in zip(("log_q", "log_p"), tables, strict=True))
+    name = f"importance({shown}{'' if positive else ', positive=False'})"
+    return Miner(partial(_importance, log_q=tables[0], log_p=tables[1], positive=positive), name=name, facts=facts)
+
+
+def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) -> Tensor:
+    """Log-weights that keep k negatives of every row, drawn without replacement by their weights.
+
+    Gumbel top-k: the k largest of the log-weights plus Gumbel noise. For one and the same noise, what replaces a
+    negative of the uniform draw has a larger weight: where weights are monotone, a score at least as high.
+
+    Arguments:
+        scores: what decides which negatives are present.
+        targets: the column of each anchor's positive.
+        log_weights: what the draw goes by; negatives of weight 0 are drawn uniformly when no others are left. None:
+            uniform.
+        k: how many.
+
+    References:
+        | Stochastic Beams and Where to Find Them (Kool et al., 2019)
+        | https://arxiv.org/abs/1903.06059
+    """
+    waiting = scores.new_empty(scores.shape).exponential_()  # in one order, whatever the strides of the scores
+    keys = -waiting
+    if log_weights is not None:
+        weighted = log_weights != -torch.inf
+        keys = log_weights.detach() - waiting.log()
+        least = keys.masked_fill(~weighted, torch.inf).amin(1, keepdim=True)
+        keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - waiting)
+    keys = keys.masked_fill(~negatives(scores, targets), -torch.inf)
+    return keep_columns(scores, targets, columns_of_largest(keys, min(k, scores.shape[1])))
+
+
+def _random_subset(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, k: int) -> Tensor:
+    return draw(scores, targets, None, k)
+
+
+def _importance(
+    scores: Tensor, targets: Tensor, anchors: Tensor | None, *, log_q: Tensor, log_p: Tensor, positive: bool
+) -> Tensor:
+    ratio = _of_rows("log_p", log_p, scores, anchors) - _of_rows("log_q", log_q, scores, anchors)
+    log_weights = ratio.expand_as(scores)
+    return log_weights.clone() if positive else log_weights.scatter(1, targets[:, None], 0.0)
+
+
+def _table(name: str, table: Tensor | float) -> Tensor:
+    table = torch.as_tensor(table, dtype=None if isinstance(table, Tensor) else torch.float64)
+    if table.ndim > 2 or not table.is_floating_point():
+        raise ValueError(
+            f"importance: {name} has shape {tuple(table.shape)} and dtype {table.dtype}, "
+            "expected floats of [candidates] or [anchors, candidates]"
+        )
+    if not bool(torch.isfinite(table).all()):
+        raise ValueError(f"importance: {name} holds a NaN or an infinity, expected logarithms of positive numbers")
+    return table
+
+
+def _of_rows(name: str, table: Tensor, scores: Tensor, anchors: Tensor | None) -> Tensor:
+    """What a table holds of some anchors, in the scores' dtype."""
+    rows, columns = scores.shape
+    table = table.to(scores.device)
+    if table.ndim and table.shape[-1] != columns:
+        raise ValueError(f"importance: {name} is of {table.shape[-1]} candidates, expected the {columns} of the scores")
+    if table.ndim < 2:
+        return table.to(scores.dtype)
+    if anchors is None:
+        if len(table) != rows:
+            raise ValueError(f"importance: {name} is of {len(table)} anchors, expected the {rows} of the scores")
+        return table.to(scores.dtype)
+    if eager_on_cpu(anchors) and not (int(anchors.min()) >= 0 and int(anchors.max()) < len(table)):
+        raise ValueError(
+            f"importance: {name} is of {len(table)} anchors, "
+            f"expected those of rows {int(anchors.min())} to {int(anchors.max())}"
+        )
+    return table[anchors.to(table.device)].to(scores.dtype)
+
+
+def _shown(table: Tensor) -> str:
+    return str(table.item()) if table.ndim == 0 else f"{list(table.shape)}"
