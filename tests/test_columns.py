@@ -7,10 +7,11 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from references import INF, close, gradient, refused
+from references import INF, close, gradient, refused, scores_with_gaps
 
-from contrastive import Bilinear, Cosine, KPairLoss, kpair_loss
-from miners import Queue, debiased, duplicates, hardest, hcl, same_label, semihard, topk
+from contrastive import Bilinear, Concat, Cosine, InnerProduct, KPairLoss, infonce_bound, kpair_loss
+from contrastive.lists import list_scores
+from miners import Queue, debiased, duplicates, hardest, hcl, mix_hardest, same_label, semihard, topk
 
 MINERS = [None, topk(3), hardest(), semihard(0.5), hcl(1.0), debiased(0.1), duplicates(threshold=1.5)]
 
@@ -319,3 +320,167 @@ def test_all_ranks_hold_the_keys_of_all_ranks(tmp_path, dtype, lengths):
         assert torch.equal(found["alone"], torch.cat([ids for _, ids in found["sent"]])[-9:])
         assert "got 10 keys, expected at most 9" in found["messages"][0]
         assert "some ranks gave ids and others did not" in found["messages"][1]
+
+
+def mixed_by_loop(x, candidates, scores, targets, *, hardest, pairs, with_anchor):
+    """Kalantidis et al. (2020), section 3, one vector at a time, with the draws in the order of the library."""
+    anchors = len(x)
+    drawn = [torch.rand(anchors, pairs) for _ in range(2)]
+    shares = [torch.rand(anchors, pairs, 1, dtype=torch.float64)]
+    if with_anchor:
+        drawn.append(torch.rand(anchors, with_anchor))
+        shares.append(torch.rand(anchors, with_anchor, 1, dtype=torch.float64))
+    found = torch.zeros(anchors, pairs + with_anchor, candidates.shape[1], dtype=torch.float64)
+
+    def normalized(z):
+        return z / z.square().sum().sqrt()
+
+    for i in range(anchors):
+        negatives = [j for j in range(len(candidates)) if j != int(targets[i]) and scores[i, j] > -INF]
+        ranked = sorted(negatives, key=lambda j: float(scores[i, j]), reverse=True)[:hardest]
+
+        def pick(table, m, ranked=ranked, i=i):
+            return normalized(candidates[ranked[int(table[i, m] * len(ranked))]])
+
+        for m in range(pairs if ranked else 0):
+            a = shares[0][i, m, 0]
+            found[i, m] = normalized(a * pick(drawn[0], m) + (1 - a) * pick(drawn[1], m))
+        for m in range(with_anchor if ranked else 0):
+            b = shares[1][i, m, 0] / 2
+            found[i, pairs + m] = normalized(b * normalized(x[i]) + (1 - b) * pick(drawn[2], m))
+    return found
+
+
+class TestMixtures:
+    @pytest.mark.parametrize(
+        ("hardest", "pairs", "with_anchor"), [(3, 5, 0), (3, 5, 2), (1, 4, 4), (1024, 6, 3), (2, 0, 3), (2, 0, 0)]
+    )
+    def test_equal_their_loop(self, hardest, pairs, with_anchor):
+        x, candidates = batches(7, 11, dtype=torch.float64)
+        scores, targets = scores_with_gaps(7, 11)
+        scores[2] = -INF
+        scores[3] = scores[3].new_full((11,), -INF).scatter(0, targets[3], 1.0)
+        scores[4] = scores[4].new_full((11,), -INF).scatter(0, torch.stack([targets[4], (targets[4] + 1) % 11]), 1.0)
+        options = {"hardest": hardest, "pairs": pairs, "with_anchor": with_anchor}
+        torch.manual_seed(3)
+        mixed, absent = mix_hardest(x, candidates, scores, targets, **options)
+        torch.manual_seed(3)
+        close(mixed, mixed_by_loop(x, candidates, scores, targets, **options), 1e-12)
+        assert absent.shape == mixed.shape[:2]
+        assert absent.tolist() == [[i in (2, 3)] * (pairs + with_anchor) for i in range(7)]
+
+    def test_the_diagonal_is_the_default(self):
+        x, y = batches(5, 5)
+        scores = x @ y.T
+        torch.manual_seed(3)
+        mixed, _ = mix_hardest(x, y, scores, pairs=4)
+        torch.manual_seed(3)
+        assert torch.equal(mix_hardest(x, y, scores, torch.arange(5), pairs=4)[0], mixed)
+
+    def test_the_shares_are_uniform(self):
+        # Two orthogonal negatives, and an anchor that is orthogonal to both: a mixture tells its share.
+        x, candidates = torch.tensor([[0.0, 0.0, 2.0, 0.0]]), torch.eye(4)[[3, 0, 1]] * 5
+        mixed, _ = mix_hardest(x, candidates, torch.tensor([[9.0, 1.0, 0.0]]), pairs=40000, with_anchor=40000)
+        pairs, with_anchor = mixed[0, :40000], mixed[0, 40000:]
+        assert not pairs[:, 2:].any()
+        assert not with_anchor[:, 3].any()
+        close(mixed[0].norm(dim=1), torch.ones(80000), 1e-6)
+        both = (pairs[:, :2] > 0).all(1)
+        assert both.double().mean() == pytest.approx(0.5, abs=0.02)  # the same negative twice, half of the time
+        a = pairs[both, 0] / pairs[both, :2].sum(1)
+        b = with_anchor[:, 2] / with_anchor[:, :3].sum(1)
+        for share, top in ((a, 1.0), (b, 0.5)):
+            assert 0 <= share.min() < 0.01 * top
+            assert 0.99 * top < share.max() <= top
+            assert float(share.mean()) == pytest.approx(top / 2, abs=0.02 * top)
+            assert float(share.var()) == pytest.approx(top**2 / 12, rel=0.05)
+        chosen = (with_anchor[:, 0] > 0).double().mean()
+        assert float(chosen) == pytest.approx(0.5, abs=0.02)
+
+    def test_only_the_hardest_are_mixed(self):
+        candidates = torch.eye(8)
+        scores = torch.tensor([[9.0, 1.0, 7.0, 3.0, 2.0, 8.0, -INF, 0.0]])
+        mixed, _ = mix_hardest(torch.ones(1, 8), candidates, scores, hardest=3, pairs=500)
+        assert (mixed[0] != 0).any(0).tolist() == [False, False, True, True, False, True, False, False]
+        log_weights = torch.zeros(1, 8)
+        log_weights[0, [2, 3]] = -INF  # dropped by a miner
+        mixed, _ = mix_hardest(torch.ones(1, 8), candidates, scores, hardest=3, pairs=500, log_weights=log_weights)
+        assert (mixed[0] != 0).any(0).tolist() == [False, True, False, False, True, True, False, False]
+        _, absent = mix_hardest(torch.ones(1, 8), candidates, scores, pairs=2, log_weights=torch.full((1, 8), -INF))
+        assert absent.tolist() == [[True, True]]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_dtypes_and_autocast(self, dtype):
+        x, y = batches(5, 9, dtype=dtype)
+        scores = Cosine()(x, y)
+        torch.manual_seed(3)
+        mixed, _ = mix_hardest(x, y, scores, hardest=3, pairs=4, with_anchor=2)
+        assert mixed.dtype == dtype
+        torch.manual_seed(3)
+        wide, _ = mix_hardest(x.float(), y.float(), scores, hardest=3, pairs=4, with_anchor=2)
+        close(mixed, wide, {torch.float32: 0, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype])
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(mix_hardest(x, y, scores, hardest=3, pairs=4, with_anchor=2)[0], mixed)
+
+    @pytest.mark.parametrize("critic", [Cosine(), InnerProduct(), Concat(4, 4, hidden=5), Bilinear(4)], ids=repr)
+    def test_are_columns_of_their_anchor(self, critic):
+        x, y = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+        queue = Queue(6, 4)
+        queue.enqueue(torch.randn(5, 4))
+        candidates = torch.cat([y, queue.keys()])
+        scores = critic(x, candidates)
+        mixed, absent = mix_hardest(x, candidates, scores, hardest=3, pairs=4, with_anchor=2)
+        assert not mixed.requires_grad
+        extra = list_scores(critic, x, mixed.flatten(0, 1), torch.arange(24).view(4, 6)).masked_fill(absent, -INF)
+        wide = torch.cat([scores, extra], 1)
+        for miner in (None, topk(3), hcl(1.0)):
+            loss = kpair_loss(wide, log_weights=None if miner is None else miner(wide, torch.arange(4)))
+            by_hand = []
+            for i in range(4):
+                row = critic(x[i : i + 1], torch.cat([candidates, mixed[i]]))
+                weights = None if miner is None else miner(row, torch.tensor([i]))
+                by_hand.append(kpair_loss(row, torch.tensor([i]), log_weights=weights))
+            close(loss, torch.cat(by_hand).detach(), 1e-5)
+            for a, b in zip(
+                torch.autograd.grad(loss.sum(), (x, y), retain_graph=True),
+                torch.autograd.grad(torch.cat(by_hand).sum(), (x, y), retain_graph=True),
+                strict=True,
+            ):
+                close(a, b, 1e-4)
+
+    def test_absent_ones_change_nothing(self):
+        x, y = batches(3, 3)
+        scores = Cosine()(x, y).masked_fill(~torch.eye(3, dtype=torch.bool), -INF)
+        scores[1] = -INF
+        mixed, absent = mix_hardest(x, y, scores, pairs=4, with_anchor=1)
+        assert absent.all()
+        assert not mixed.any()
+        extra = list_scores(Cosine(), x, mixed.flatten(0, 1), torch.arange(15).view(3, 5)).masked_fill(absent, -INF)
+        assert kpair_loss(torch.cat([scores, extra], 1)).tolist() == [0.0, 0.0, 0.0]
+
+    def test_widths_may_differ_without_the_anchor(self):
+        x, y = torch.randn(3, 5), torch.randn(3, 4)
+        assert mix_hardest(x, y, torch.randn(3, 3), pairs=2)[0].shape == (3, 2, 4)
+        with refused("mix_hardest", "width 5", "4"):
+            mix_hardest(x, y, torch.randn(3, 3), pairs=2, with_anchor=1)
+
+    def test_refused(self):
+        x, y = batches(3, 5)
+        for name, bad in [(n, b) for n in ("pairs", "with_anchor") for b in (-1, True, 1.0)] + [("hardest", 0)]:
+            with refused(f"mix_hardest: {name} is {bad}"):
+                mix_hardest(x, y, torch.randn(3, 5), **{name: bad})
+        for a, c in ((x[:2], y), (x, y[:4]), (x[0], y), (x, y[None])):
+            with refused("mix_hardest", str(tuple(a.shape)), str(tuple(c.shape)), "(3, 5)"):
+                mix_hardest(a, c, torch.randn(3, 5))
+        with refused("mix_hardest", "without targets"):
+            mix_hardest(x, y[:2], torch.randn(3, 2))
+
+    def test_no_rows(self):
+        mixed, absent = mix_hardest(torch.randn(0, 4), torch.randn(5, 4), torch.randn(0, 5), pairs=3)
+        assert mixed.shape == (0, 3, 4)
+        assert absent.shape == (0, 3)
+
+
+def test_of_a_queue_nothing_is_said_to_bound():
+    assert infonce_bound(torch.randn(4, 9), independent=False).status == "not a bound"
