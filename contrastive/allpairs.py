@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contrastive import retrieval
 from contrastive.errors import InputError
-from contrastive.retrieval import Metric, Ranking
+from contrastive.retrieval import Ranking
 
 __all__ = ["AllPairs"]
 
@@ -45,7 +45,7 @@ class AllPairs:
         function: str,
         rows: Float[Tensor, "rows dim"],
         *,
-        metric: Metric = "cosine",
+        metric: str = "cosine",
         classes: Int64[Tensor, " rows"] | None = None,
         threshold: float | None = None,
     ) -> None:

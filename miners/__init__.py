@@ -18,6 +18,7 @@ from miners.draws import importance, random_subset
 from miners.hard import hardest, margin, multi_similarity, ring, semihard, topk
 from miners.masks import detect_false_negatives, duplicates, empty_rows, false_negatives, same_group, same_label
 from miners.miner import Miner
+from miners.neighbors import class_means, hard_class_batches, mine_negatives, neighbour_batches
 from miners.pool import Draw, PoolProposal
 from miners.positives import hard_positive, nearest_positive, semihard_positive, without_other_positives
 from miners.queue import Queue
@@ -30,6 +31,7 @@ __all__ = [
     "Queue",
     "annealed",
     "chain",
+    "class_means",
     "debiased",
     "detached",
     "detect_false_negatives",
@@ -37,14 +39,17 @@ __all__ = [
     "duplicates",
     "empty_rows",
     "false_negatives",
+    "hard_class_batches",
     "hard_positive",
     "hardest",
     "hcl",
     "importance",
     "margin",
+    "mine_negatives",
     "mix_hardest",
     "multi_similarity",
     "nearest_positive",
+    "neighbour_batches",
     "random_subset",
     "ring",
     "same_group",
