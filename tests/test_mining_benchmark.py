@@ -1,0 +1,76 @@
+"""The benchmark of miners runs every arm, on a task of made-up classes, and makes its tables."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.mining import __main__ as benchmark
+from benchmarks.mining.arms import ARMS
+from benchmarks.mining.training import Task, run
+from contrastive.data import ImageSplit
+
+
+def made_up(by_class: bool) -> Task:
+    """Forty classes of six noisy images each, a few steps: what a smoke test can wait for."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40).repeat_interleave(6)
+    classes = torch.rand(40, 1, 12, 12, generator=generator)
+    images = 0.7 * classes[labels] + 0.3 * torch.rand(240, 1, 12, 12, generator=generator)
+    split = ImageSplit((255 * images).to(torch.uint8), labels)
+    return Task(split, split, by_class, lambda x: x, steps=4, batch=64, bounds=2)
+
+
+@pytest.fixture
+def made_up_data(monkeypatch):
+    monkeypatch.setattr(benchmark, "load", lambda data, split, root: made_up(data == "omniglot"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_trains(name):
+    figures = run(made_up(True), ARMS[name], 0.1, seed=0)
+    assert 0 <= figures["recall@1"] <= 1
+    assert figures["test_bound"] <= figures["bound_cap"]
+
+
+def test_paired_seeds_share_weights_batches_and_views():
+    first = run(made_up(True), ARMS["uniform"], 0.1, seed=3)
+    again = run(made_up(True), ARMS["uniform"], 0.1, seed=3)
+    other = run(made_up(True), ARMS["uniform"], 0.1, seed=4)
+    assert first["train_loss"] == again["train_loss"] != other["train_loss"]
+
+
+def test_what_was_run_is_not_repeated_and_failures_stay(tmp_path, monkeypatch, capsys, made_up_data):
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results.jsonl")
+    arguments = ["mining", "--preset", "tune", "--arms", "uniform", "hcl 1", "--temperatures", "0.1", "0.2"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "0"])
+    benchmark.main()
+    benchmark.main()
+    assert len(benchmark.read()) == 4
+    assert sorted(benchmark.ranked("omniglot", "uniform")) == [0.1, 0.2]
+
+    monkeypatch.setattr(benchmark, "run", lambda *a: (_ for _ in ()).throw(FloatingPointError("the loss is nan")))
+    monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "1"])
+    benchmark.main()
+    assert [line["status"] for line in benchmark.read()].count("failed") == 4
+    assert "failed: mining/omniglot/tune" in benchmark.tables()
+
+
+def test_a_difference_is_paired_by_seed(tmp_path, monkeypatch):
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(benchmark, "RESULTS", results)
+    figures = {"uniform": (0.5, 0.6, 0.7), "hcl 1": (0.52, 0.62, 0.72)}
+    with results.open("w") as file:
+        for arm, values in figures.items():
+            for seed, value in enumerate(values):
+                line = {"experiment": "mining/omniglot/report", "status": "ok", "seed": seed}
+                line |= {"config": {"arm": arm, "temperature": 0.1}}
+                line |= {"figures": {"recall@1": value, "map@r": value, "features_recall@1": value}}
+                file.write(json.dumps(line) + "\n")
+    assert "+2.00 ± 0.00 (3)" in benchmark.tables()
+
+
+def test_images_are_measured_by_probes():
+    figures = run(made_up(False), ARMS["hcl 1"], 0.5, seed=0)
+    assert {"linear", "knn", "map@r", "instance_recall@1"} <= figures.keys()
