@@ -13,7 +13,8 @@ from torch import Tensor
 
 from contrastive.scores import MiningFacts, check_rows, check_targets, eager_on_cpu, negatives
 from miners._rows import SCORED, cosines, refuse_broken_rows, unit
-from miners.miner import Miner
+from miners.hard import columns_of_largest
+from miners.miner import Miner, check_count
 
 __all__ = ["detect_false_negatives", "duplicates", "empty_rows", "false_negatives", "same_group", "same_label"]
 
@@ -386,8 +387,7 @@ def _checked_views(
     function: str, support: Tensor, candidates: Tensor, k: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """Views and candidates as unit rows."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"{function}: k is {k!r}, expected an integer of at least 1")
+    check_count(function, k)
     if math.isnan(threshold):
         raise ValueError(f"{function}: threshold is {threshold}, expected a cosine")
     if support.ndim != 3 or candidates.ndim != 2 or support.shape[2] != candidates.shape[1] or not support.shape[1]:
@@ -418,7 +418,8 @@ def _detected(views: Tensor, candidates: Tensor, apart: Tensor, k: int, threshol
         block = views[rows]
         likeness = cosines(block.flatten(0, 1), candidates).view(*block.shape[:2], -1).amax(1)
         likeness.masked_fill_(apart[rows], -torch.inf)
-        values, columns = likeness.topk(min(k, len(candidates)), dim=1)
+        columns = columns_of_largest(likeness, min(k, len(candidates)))
+        values = likeness.gather(1, columns)
         found[rows] = found[rows].scatter(1, columns, (values > threshold) & (values > -torch.inf))
     return found
 

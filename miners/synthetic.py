@@ -6,6 +6,7 @@ from torch import Tensor
 
 from contrastive.scores import check_rows, negatives
 from miners._rows import unit
+from miners.hard import columns_of_largest
 
 __all__ = ["mix_hardest"]
 
@@ -42,8 +43,9 @@ def mix_hardest(
     >>> kpair_loss(torch.cat([scores, extra], 1)).shape
     torch.Size([4])
 
-    They are not drawn like the positive: with W the number of real negatives ``log(1 + W) - L`` still bounds mutual
-    information (``docs/theory.md``, corollary B.3), and only costs value; nothing with the synthetic ones counted does.
+    They are not drawn like the positive. Where the real negatives are, W of them, ``log(1 + W) - L`` still bounds
+    mutual information, and synthetic ones only cost value (``docs/theory.md``, corollary B.3); counted in, they leave
+    no bound.
 
     Arguments:
         anchors: :math:`x_i`; of the candidates' width where `with_anchor` is not 0.
@@ -89,7 +91,7 @@ def mix_hardest(
     absent = (count == 0).expand(-1, pairs + with_anchor)
     if not absent.numel():
         return candidates.new_zeros(*absent.shape, candidates.shape[1]), absent
-    ranked = scores.masked_fill(~kept, -torch.inf).topk(min(hardest, scores.shape[1]), dim=1).indices
+    ranked = _ranked(scores.masked_fill(~kept, -torch.inf), min(hardest, scores.shape[1]))
     rows = unit(candidates)
     first, second = (_drawn(rows, ranked, count, pairs) for _ in range(2))
     share = torch.rand(*first.shape[:2], 1, dtype=rows.dtype, device=rows.device)
@@ -100,6 +102,12 @@ def mix_hardest(
         parts.append(share * unit(anchors)[:, None] + (1 - share) * other)
     mixed = unit(torch.cat(parts, 1)).masked_fill(absent[:, :, None], 0.0)
     return mixed.to(candidates.dtype), absent
+
+
+def _ranked(scores: Tensor, k: int) -> Tensor:
+    """The columns of the k largest scores of each row, the largest first."""
+    columns = columns_of_largest(scores, k)
+    return columns.gather(1, scores.gather(1, columns).argsort(1, descending=True))
 
 
 def _drawn(rows: Tensor, ranked: Tensor, count: Tensor, draws: int) -> Tensor:

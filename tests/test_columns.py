@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from references import INF, close, gradient, refused, scores_with_gaps
 
-from contrastive import Bilinear, Concat, Cosine, InnerProduct, KPairLoss, infonce_bound, kpair_loss
+from contrastive import Bilinear, Concat, Cosine, InnerProduct, KPairLoss, kpair_loss
 from contrastive.lists import list_scores
 from miners import Queue, debiased, duplicates, hardest, hcl, mix_hardest, same_label, semihard, topk
 
@@ -283,43 +283,53 @@ class TestAsNegatives:
         assert torch.equal(criterion(x, y, negatives=Queue(8, 4).keys()), criterion(x, y))
 
 
-def _rank(rank, world, address, folder, dtype, lengths):
+# The lengths of each rank's batch, step by step: even and uneven.
+RANKS = [
+    (dtype, lengths)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for lengths in ([(2, 2), (3, 3), (1, 1)], [(1, 3), (4, 0), (0, 0), (0, 5)])
+]
+
+
+def _rank(rank, world, address, folder):
     """One of several processes: enqueues batches of its own lengths, then asks for what must be refused."""
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world)
     generator = torch.Generator().manual_seed(rank)
-    queue, alone, sent = Queue(9, 3, dtype=dtype), Queue(9, 3, dtype=dtype), []
-    for step, counts in enumerate(lengths):
-        keys = torch.randn(counts[rank], 3, generator=generator)
-        ids = torch.arange(counts[rank]) + 100 * rank + 1000 * step + 2**60
-        queue.enqueue(keys, ids)
-        alone.enqueue(keys, ids, gather=False)
-        sent.append((keys, ids))
-    messages = []
-    for keys, ids in ((torch.randn(5, 3), torch.arange(5)), (torch.randn(2, 3), torch.arange(2) if rank else None)):
-        try:
+    found = []
+    for dtype, lengths in RANKS:
+        queue, alone, sent = Queue(9, 3, dtype=dtype), Queue(9, 3, dtype=dtype), []
+        for step, counts in enumerate(lengths):
+            keys = torch.randn(counts[rank], 3, generator=generator)
+            ids = torch.arange(counts[rank]) + 100 * rank + 1000 * step + 2**60
             queue.enqueue(keys, ids)
-        except ValueError as error:
-            messages.append(str(error))
-    found = {"keys": queue.keys(), "ids": queue.ids(), "alone": alone.ids(), "sent": sent, "messages": messages}
+            alone.enqueue(keys, ids, gather=False)
+            sent.append((keys, ids))
+        messages = []
+        for count, ids in ((5, torch.arange(5)), (2, torch.arange(2) if rank else None)):
+            try:
+                queue.enqueue(torch.randn(count, 3), ids)
+            except ValueError as error:
+                messages.append(str(error))
+        unnumbered = Queue(9, 3, dtype=dtype)
+        unnumbered.enqueue(sent[0][0])
+        found.append((queue.keys(), queue.ids(), alone.ids(), sent, messages, unnumbered.keys()))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "lengths", [[(2, 2), (3, 3), (1, 1)], [(1, 3), (4, 0), (0, 0), (0, 5)]], ids=["even", "uneven"]
-)
-def test_all_ranks_hold_the_keys_of_all_ranks(tmp_path, dtype, lengths):
-    torch.multiprocessing.spawn(_rank, (2, tmp_path / "store", tmp_path, dtype, lengths), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    sent = [part for pair in zip(first["sent"], second["sent"], strict=True) for part in pair]
-    for found in (first, second):
-        assert torch.equal(found["keys"], torch.cat([keys.to(dtype) for keys, _ in sent])[-9:])
-        assert torch.equal(found["ids"], torch.cat([ids for _, ids in sent])[-9:])
-        assert torch.equal(found["alone"], torch.cat([ids for _, ids in found["sent"]])[-9:])
-        assert "got 10 keys, expected at most 9" in found["messages"][0]
-        assert "some ranks gave ids and others did not" in found["messages"][1]
+def test_all_ranks_hold_the_keys_of_all_ranks(tmp_path):
+    torch.multiprocessing.spawn(_rank, (2, tmp_path / "store", tmp_path), nprocs=2)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for (dtype, _), *ranks in zip(RANKS, *both, strict=True):
+        sent = [part for pair in zip(ranks[0][3], ranks[1][3], strict=True) for part in pair]
+        for keys, ids, alone, own, messages, unnumbered in ranks:
+            assert torch.equal(keys, torch.cat([z.to(dtype) for z, _ in sent])[-9:])
+            assert torch.equal(ids, torch.cat([z for _, z in sent])[-9:])
+            assert torch.equal(alone, torch.cat([z for _, z in own])[-9:])
+            assert torch.equal(unnumbered, torch.cat([z.to(dtype) for z, _ in sent[:2]]))
+            assert "got 10 keys, expected at most 9" in messages[0]
+            assert "some ranks gave ids and others did not" in messages[1]
 
 
 def mixed_by_loop(x, candidates, scores, targets, *, hardest, pairs, with_anchor):
@@ -480,7 +490,3 @@ class TestMixtures:
         mixed, absent = mix_hardest(torch.randn(0, 4), torch.randn(5, 4), torch.randn(0, 5), pairs=3)
         assert mixed.shape == (0, 3, 4)
         assert absent.shape == (0, 3)
-
-
-def test_of_a_queue_nothing_is_said_to_bound():
-    assert infonce_bound(torch.randn(4, 9), independent=False).status == "not a bound"
