@@ -1,25 +1,40 @@
 r"""The hardest negatives of every row of one set, exactly, without its matrix of scores.
 
+Products of matrices are the cost, and bfloat16 halves it. Its error is bounded by the norms of what rounding took away
+(Cauchy-Schwarz), so such products can filter: a pair that may be among the best within the error passes, and those few
+have their scores computed anew in float64. The result is exact whatever the precision of the filter, which is chosen by
+the clock.
+
 >>> rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
 >>> AllPairs("example", rows).top(1).ids.flatten()
 tensor([1, 0, 3, 2])
 """
 
 import math
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from contrastive import retrieval
+from contrastive import gemm, retrieval
 from contrastive.errors import InputError
 from contrastive.retrieval import Ranking
 
 __all__ = ["AllPairs"]
 
-# Pairs of rows whose score is computed anew at a time (32 MB of each, at 128 numbers a row in float64).
-_PAIRS = 2**15
+# Rows and columns of a block of products, and the columns whose maximum is compared before any of them; measured.
+HEIGHT, WIDTH = 1024, 4096
+_GROUP = 64
+# The first block is this wide: nothing is known of its rows yet, so all of it passes.
+_FIRST_WIDTH = 512
+# Pairs that a strip may hold back.
+LIMIT = 2**22
+# Numbers of the rows whose scores are computed anew at a time: they stay in the cache.
+_NUMBERS = 2**17
 
 
 class AllPairs:
@@ -54,6 +69,7 @@ class AllPairs:
         self.function, self.metric, self.threshold = function, metric, threshold
         self.rows, _ = retrieval._prepared(function, rows, rows, metric, rows.dtype)
         self.classes = None if classes is None else classes.to(rows.device)
+        self._filter = _Filter.of(self.rows, metric, _faster_dtype(self.rows.device, self.rows.shape[1]))
 
     def top(self, k: int, first: int = 0, last: int | None = None) -> Ranking:
         r"""Finds the k hardest negatives of some rows.
@@ -71,17 +87,48 @@ class AllPairs:
         """
         if isinstance(k, bool) or not 1 <= k < len(self.rows):
             raise InputError(f"{self.function}: k is {k}, expected 1 to {len(self.rows) - 1}, the other rows")
-        parts = [self._ranked(k, *strip) for strip in self._strips(k, first, last)]
+        last = len(self.rows) if last is None else last
+        height = max(1, min(HEIGHT, LIMIT // (8 * k)))
+        parts = [self._strip(k, start, min(start + height, last)) for start in range(first, last, height)]
         return Ranking(torch.cat([part.ids for part in parts]), torch.cat([part.scores for part in parts]))
 
-    def _strips(self, k: int, first: int, last: int | None) -> Iterator[tuple[int, int]]:
-        last = len(self.rows) if last is None else last
-        height = max(2, retrieval.BLOCK // max(retrieval.BLOCK_WIDTH, 4 * k))
-        for start in range(first, last, height):
-            yield start, min(start + height, last)
+    def _strip(self, k: int, first: int, last: int) -> Ranking:
+        pairs = self._filtered(k, first, last)
+        half = self._filter.dtype == torch.bfloat16
+        # Rows that crowd within the error of bfloat16 make more work behind the filter than it saves.
+        if half and (pairs is None or len(pairs[0]) > 16 * k * (last - first)):
+            self._filter = _Filter.of(self.rows, self.metric, torch.float32)
+            pairs = self._filtered(k, first, last) if pairs is None else pairs
+        if pairs is None:  # scores that are equal within rounding: a collapsed encoder
+            return self._ranked(k, first, last)
+        return self.ranking(k, first, last, *pairs)
+
+    def _filtered(self, k: int, first: int, last: int) -> tuple[Tensor, Tensor] | None:
+        """All pairs that may be among the k best of their row, and few others; None where there are too many."""
+        strip = _Strip(self._filter, k, first, last, self._ceiling(first, last))
+        for start, end in _blocks(len(self.rows), max(_FIRST_WIDTH, 4 * k)):
+            row, column, value = strip.above(start, end)
+            counts = column != row + first
+            if self.classes is not None:
+                counts &= self.classes[row + first] != self.classes[column]
+            strip.keep(row[counts], column[counts], value[counts])
+            if strip.held > LIMIT:
+                return None
+        row, column = strip.kept()
+        return row + first, column
+
+    def _ceiling(self, first: int, last: int) -> Tensor | None:
+        """The threshold in the units of the filter's products, for each row."""
+        if self.threshold is None:
+            return None
+        x = self.rows[first:last].double()
+        ceiling = x.new_full((len(x),), self.threshold)
+        if self.metric == "euclidean":
+            ceiling = (ceiling + x.square().sum(1)) / 2
+        return ceiling * self._filter.scale**2 + abs(self.threshold) * self._filter.scale**2 * 2**-22
 
     def _ranked(self, k: int, first: int, last: int) -> Ranking:
-        """By ranking whole blocks of scores."""
+        """By ranking whole blocks of scores, as `contrastive.search` does: rounding decides between near equals."""
         x, own = self.rows[first:last], torch.arange(first, last, device=self.rows.device)
         width = min(len(self.rows), max(retrieval.BLOCK_WIDTH, 4 * k))
         best: tuple[Tensor, Tensor] | None = None
@@ -152,12 +199,224 @@ class AllPairs:
             column: of each pair.
         """
         parts = [self.rows.new_empty(0, dtype=torch.float32)]
-        for start in range(0, len(row), _PAIRS):
-            x = self.rows[row[start : start + _PAIRS]].double()
-            y = self.rows[column[start : start + _PAIRS]].double()
+        step = max(1, _NUMBERS // self.rows.shape[1])
+        for start in range(0, len(row), step):
+            x = self.rows[row[start : start + step]].double()
+            y = self.rows[column[start : start + step]].double()
             value = -(x - y).square_().sum(1) if self.metric == "euclidean" else x.mul_(y).sum(1)
             parts.append(value.float() + 0.0)  # no negative zero
         return torch.cat(parts)
+
+
+# --- the filter -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Filter:
+    r"""Rows in a form whose products are cheap, and how far those are off.
+
+    A product is :math:`c^2 x^\top y`, or :math:`c^2 (x^\top y - \lVert y \rVert^2 / 2)` for the distance, c a power of
+    two that makes the longest row about 1 long.
+
+    Arguments:
+        dtype: of the codes.
+        scale: c.
+        queries: codes of the rows.
+        gallery: codes of the rows; those of the distance have further columns that stand against ones.
+        error: of each query, the most that any of its products is off.
+    """
+
+    dtype: torch.dtype
+    scale: float
+    queries: Float[Tensor, "rows width"]
+    gallery: Float[Tensor, "rows width"]
+    error: Float32[Tensor, " rows"]
+
+    @classmethod
+    def of(cls, rows: Tensor, metric: str, dtype: torch.dtype) -> "_Filter":
+        count, width = rows.shape
+        # Half of a squared length takes several numbers of little precision.
+        extra = 0 if metric != "euclidean" else 3 if dtype == torch.bfloat16 else 2
+        longest = max(float(torch.linalg.vector_norm(rows[part], dim=1).max()) for part in _parts(count))
+        scale = 2.0 ** -math.frexp(longest)[1] if longest > 0 else 1.0
+        shared = extra == 0 and dtype == rows.dtype and scale == 1.0
+        queries = rows if shared else rows.new_empty(count, width + extra, dtype=dtype)
+        gallery = rows.new_empty(count, width + extra, dtype=dtype) if extra else queries
+        lost, norms, squares = (rows.new_empty(count, dtype=torch.float64) for _ in range(3))
+        rest = 0.0
+        for part in _parts(count):
+            x = rows[part].double() * scale
+            code = x.to(dtype)
+            lost[part] = torch.linalg.vector_norm(x - code.double(), dim=1)
+            norms[part] = torch.linalg.vector_norm(code.double(), dim=1)
+            squares[part] = x.square().sum(1) / 2
+            if not shared:
+                queries[part, :width] = code
+            if extra:
+                queries[part, width:] = 1.0
+                gallery[part, :width] = code
+                remaining = -squares[part]
+                for column in range(width, width + extra):
+                    gallery[part, column] = remaining.to(dtype)
+                    remaining = remaining - gallery[part, column].double()
+                rest = max(rest, float(remaining.abs().max()))
+        largest, farthest = float(norms.max()), float(lost.max())
+        reach = norms * largest + (float(squares.max()) if extra else 0.0)
+        error = lost * largest + norms * farthest + lost * farthest + rest + _relative_error(dtype, rows) * reach
+        return cls(dtype, scale, queries, gallery, (1.01 * error).float())
+
+
+def _relative_error(dtype: torch.dtype, rows: Tensor) -> float:
+    """What sums of products lose in float32, and in the rounding of their result to `dtype`."""
+    sums = 2.0 * (rows.shape[1] + 32) * 2.0**-24
+    if dtype == torch.bfloat16:
+        return sums + 2.0**-8
+    # Elsewhere float32 may be multiplied in TensorFloat-32 or bfloat16, as the user's settings say.
+    return sums if rows.device.type == "cpu" and gemm.exact() else sums + 2.0**-6
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    return (slice(start, start + 2**14) for start in range(0, rows, 2**14))
+
+
+def _blocks(rows: int, first: int) -> Iterator[tuple[int, int]]:
+    """Columns of the blocks: narrow ones to begin with, and what is no multiple of a group by itself."""
+    start, width = 0, -(-first // _GROUP) * _GROUP
+    whole = rows - rows % _GROUP
+    while start < whole:
+        end = min(start + width, whole)
+        yield start, end
+        start, width = end, max(width, min(2 * width, WIDTH))
+    if whole < rows:
+        yield whole, rows
+
+
+class _Strip:
+    """Some rows against all: what has passed the filter, and the floor that rises with it.
+
+    Arguments:
+        filter: codes and errors.
+        k: how many of each row are looked for.
+        first: the first of the rows.
+        last: the one after the last.
+        ceiling: of each row, the product above which a pair does not count; None: there is none.
+    """
+
+    def __init__(self, filter: _Filter, k: int, first: int, last: int, ceiling: Tensor | None) -> None:
+        self._x, self._y, self._k = filter.queries[first:last], filter.gallery, k
+        error = filter.error[first:last]
+        # A pair below its ceiling by more than the error counts for sure, one above by more does not.
+        self._surely = None if ceiling is None else ceiling - error
+        self._at_most = None if ceiling is None else ceiling + error
+        # The k-th best product less its error is a score that k pairs reach: one that may reach it is no lower.
+        self._slack = 2.0 * error
+        self._floor = torch.full_like(error, -torch.inf)
+        self._best = error.new_full((last - first, k), -torch.inf)
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._new: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting = 0
+        self.held = 0  # pairs that passed
+        self._products = self._x.new_empty(0)
+
+    def above(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row (of the strip), column and product of the pairs that pass, in order."""
+        rows, width = len(self._x), end - start
+        if self._products.numel() < rows * width:
+            self._products = self._x.new_empty(rows * width)
+        products = self._products[: rows * width].view(rows, width)
+        with torch.autocast(self._x.device.type, enabled=False), gemm.fast_products(self._x, rows * width * 128):
+            torch.mm(self._x, self._y[start:end].T, out=products)
+        row, column, value = _passing(products, self._floor)
+        value = value.float()
+        if self._at_most is not None:
+            counts = value <= self._at_most[row]
+            row, column, value = row[counts], column[counts], value[counts]
+        return row, column + start, value
+
+    def keep(self, row: Tensor, column: Tensor, value: Tensor) -> None:
+        """Keeps pairs; the floor rises when there are enough new ones to be worth it."""
+        self._new.append((row, column, value))
+        self._waiting += len(row)
+        self.held += len(row)
+        if 4 * self._waiting >= self._k * len(self._x):
+            self._raise_floor()
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Row and column of all that pass the last floor."""
+        self._raise_floor()
+        ((row, column, _),) = self._pairs
+        return row, column
+
+    def _raise_floor(self) -> None:
+        if not self._new:
+            return
+        row, _, value = _joined(self._new)
+        if self._surely is not None:
+            counts = value <= self._surely[row]
+            row, value = row[counts], value[counts]
+        order = row.argsort(stable=True)
+        row, value = row[order], value[order]
+        place = torch.arange(len(row), device=row.device) - _starts(row, len(self._x))[row]
+        fresh = self._best.new_full((len(self._x), int(place.max()) + 1 if len(place) else 0), -torch.inf)
+        fresh[row, place] = value
+        self._best = torch.cat([self._best, fresh], 1).topk(self._k, dim=1).values
+        self._floor = torch.maximum(self._floor, self._best[:, -1] - self._slack)
+        row, column, value = _joined([*self._pairs, *self._new])
+        passing = value >= self._floor[row]
+        self._pairs, self._new, self._waiting = [(row[passing], column[passing], value[passing])], [], 0
+        self.held = int(passing.sum())
+
+
+def _passing(products: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the products that reach their row's floor, in order."""
+    rows, width = products.shape
+    if width % _GROUP == 0:
+        # Few pass, once there is a floor: the maxima of groups tell where. Columns of equal remainder are a group.
+        groups = products.view(rows, _GROUP, -1)
+        row, group = (_maxima(groups, bool((floor > 0).all())) >= floor[:, None]).nonzero(as_tuple=True)
+        if 8 * len(row) <= rows * width // _GROUP:
+            members = groups[row, :, group]
+            which, place = (members >= floor[row][:, None]).nonzero(as_tuple=True)
+            return row[which], place * groups.shape[2] + group[which], members[which, place]
+    row, column = (products >= floor[:, None]).nonzero(as_tuple=True)
+    return row, column, products[row, column]
+
+
+def _maxima(groups: Tensor, positive: bool) -> Tensor:
+    """The maximum over the second of three dimensions, or anything that is not positive if `positive` ones matter only.
+
+    Taken of the bits, as integers: torch is several times faster at these. Their order is that of the numbers where
+    the sign is positive; where it is negative the other bits are turned over.
+    """
+    keys = groups.view(torch.int16 if groups.element_size() == 2 else torch.int32)
+    sign, rest = 8 * groups.element_size() - 1, torch.iinfo(keys.dtype).max
+    if positive:
+        return keys.amax(1).view(groups.dtype)
+    largest = (keys ^ ((keys >> sign) & rest)).amax(1)
+    return (largest ^ ((largest >> sign) & rest)).view(groups.dtype)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    row, column, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return row, column, value
+
+
+@cache
+def _faster_dtype(device: torch.device, width: int) -> torch.dtype:
+    """The type whose products are faster here: bfloat16 where the processor has instructions for it."""
+    if device.type != "cpu":
+        return torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = torch.zeros(256, width, dtype=dtype), torch.zeros(2048, width, dtype=dtype)
+        took = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.autocast("cpu", enabled=False), gemm.fast_products(x, 2**30):
+                x @ y.T
+            took.append(time.perf_counter() - start)
+        seconds[dtype] = min(took)
+    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import time
 
 import pytest
 import torch
@@ -358,7 +359,8 @@ def test_in_the_background():
     sampler = neighbour_batches(40, 4, lambda: x, metric="euclidean", background=True)
     batches = iter(sampler)
     next(batches)
-    sampler._pending.result(timeout=60)
+    while sampler._pending is not None and not sampler._pending.done():
+        time.sleep(0.01)
     rest = list(batches)
     assert sum(max(batch) - min(batch) < 12 for batch in rest) >= 4
     assert sampler.state_dict()["neighbours"] is not None
