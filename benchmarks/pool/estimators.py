@@ -1,0 +1,62 @@
+"""The estimates that are compared, each of one batch of pairs inside a pool; critic: ``(x [n], y [m]) -> [n, m]``."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrastive import Bound, infonce_bound, list_scores, nwj_bound, pool_infonce
+from miners import PoolProposal
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+
+
+def uniform(critic: Critic, x: Tensor, y: Tensor, k: int) -> Bound:
+    """InfoNCE among batches of K pairs: the first n pairs of the pool, K at a time."""
+    values = [infonce_bound(critic(x[i : i + k], y[i : i + k])) for i in range(0, len(x) - k + 1, k)]
+    mean = math.fsum(bound.value for bound in values) / len(values)
+    return Bound(mean, values[0].cap, "bound", values[0].constant, values[0].reason)
+
+
+def whole(critic: Critic, x: Tensor, y: Tensor) -> Bound:
+    """InfoNCE against all of the pool."""
+    rows = [infonce_bound(critic(x[i : i + 8], y), torch.arange(i, min(i + 8, len(x)))) for i in range(0, len(x), 8)]
+    return Bound(math.fsum(b.value for b in rows) / len(rows), rows[0].cap, "bound", rows[0].constant, rows[0].reason)
+
+
+def pooled(
+    critic: Critic, x: Tensor, y: Tensor, k: int, proposal: PoolProposal, anchors: Tensor, *, shared: bool = False
+) -> tuple[Bound, float]:
+    """The pool bound, and what the same draw gives if the negatives alone are weighted (which bounds nothing)."""
+    targets = torch.arange(len(x))
+    draw = (proposal.draw_shared if shared else proposal.draw)(anchors, targets, k)
+    scores = list_scores(critic, x, y, draw.columns)
+    bound = pool_infonce(scores, draw.log_weights, prior=draw.prior)
+    alone = draw.log_weights.clone()
+    alone[:, 0] = 0.0
+    return bound, pool_infonce(scores, alone, prior=draw.prior).value
+
+
+def smile(scores: Tensor, clip: float = 5.0) -> float:
+    """SMILE (Song and Ermon, 2020): Donsker and Varadhan's with clipped negatives; it bounds nothing."""
+    off = scores[~torch.eye(len(scores), dtype=torch.bool)].clamp(-clip, clip)
+    return float(scores.diag().mean() - torch.logsumexp(off, 0) + math.log(len(off)))
+
+
+def nwj(scores: Tensor) -> float:
+    """NWJ of a critic whose optimum is the log-ratio."""
+    return nwj_bound(scores + 1).value
+
+
+def jensen_shannon_loss(scores: Tensor) -> Tensor:
+    """What trains SMILE's critic: the logistic loss of pairs against shuffled pairs."""
+    own, n = scores.diag(), len(scores)
+    return F.softplus(-own).mean() + (F.softplus(scores).sum() - F.softplus(own).sum()) / (n * (n - 1))
+
+
+def nwj_loss(scores: Tensor) -> Tensor:
+    """Minus NWJ, for training."""
+    off = scores[~torch.eye(len(scores), dtype=torch.bool)]
+    return -(1 + scores.diag().mean() - (torch.logsumexp(off, 0) - math.log(len(off))).exp())
