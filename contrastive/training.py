@@ -66,6 +66,7 @@ def fit(
     weight_decay: float = 1e-4,
     seed: int = 0,
     each_epoch: Callable[[], dict[str, float]] | None = None,
+    each_step: Callable[[int], None] | None = None,
     resume_from: Path | None = None,
     checkpoint_every: int | None = None,
     progress: bool = False,
@@ -94,6 +95,9 @@ def fit(
         weight_decay: of AdamW.
         seed: of the order and the views; initial weights are the caller's.
         each_epoch: measures something after each epoch, with the modules in evaluation mode; logged.
+        each_step: told the number of each step, from 0, before it is taken: sets what changes during a training, such
+            as the miner of a criterion (`miners.annealed`). A resumed run goes on at the number it stopped at, so
+            whatever is a function of it needs no state.
         resume_from: a checkpoint of the same run.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch. The newest two are kept.
         progress: whether to show a progress bar.
@@ -116,7 +120,18 @@ def fit(
         raise InputError(f"the batch size is {batch_size}, expected 2 to {len(images)}, the number of training images")
     batches = Batches(images, batch_size, seed=seed)
     model = _TwoViews(
-        encoder, projector, criterion, view, batches, out, seed, lr, weight_decay, epochs * len(batches), each_epoch
+        encoder,
+        projector,
+        criterion,
+        view,
+        batches,
+        out,
+        seed,
+        lr,
+        weight_decay,
+        epochs * len(batches),
+        each_epoch,
+        each_step,
     )
     with _quiet_lightning():
         loggers: list[Logger] = [_csv_logger(out, resume_from)]
@@ -216,11 +231,13 @@ class _TwoViews(pl.LightningModule):
         weight_decay: float,
         steps: int,
         each_epoch: Callable[[], dict[str, float]] | None,
+        each_step: Callable[[int], None] | None,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
-        self.lr, self.weight_decay, self.steps, self.each_epoch = lr, weight_decay, steps, each_epoch
+        self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
+        self.each_epoch, self.each_step = each_epoch, each_step
         self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
@@ -246,6 +263,8 @@ class _TwoViews(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
         ids, images = batch
+        if self.each_step is not None:
+            self.each_step(self.global_step)
         # Views, dropout and whatever else draws: the same at this step, resumed or not.
         torch.manual_seed(derived_seed(self.seed, self.global_step))
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive.scores import MiningFacts, WeighsNegatives
-from miners.miner import Miner, miner_at
+from miners.miner import Miner, changes, miner_at
 
 __all__ = ["annealed", "chain", "detached"]
 
@@ -34,7 +34,7 @@ def detached(miner: WeighsNegatives) -> Miner:
         partial(_detached, miner=miner),
         name=f"detached({miner!r})",
         facts=_facts(miner),
-        schedule=partial(_detached_at, miner=miner) if _changes(miner) else None,
+        schedule=partial(_detached_at, miner=miner) if changes(miner) else None,
     )
 
 
@@ -66,7 +66,7 @@ def chain(*miners: WeighsNegatives) -> Miner:
         partial(_chain, miners=miners),
         name=f"chain({', '.join(map(repr, miners))})",
         facts=_composed(miners),
-        schedule=partial(_chain_at, miners=miners) if any(map(_changes, miners)) else None,
+        schedule=partial(_chain_at, miners=miners) if any(map(changes, miners)) else None,
     )
 
 
@@ -138,10 +138,6 @@ def _annealed_at(step: int, *, make: Callable[[Any], Miner], start: int | float,
     if isinstance(start, int) and isinstance(end, int):
         value = round(value)
     return make(value).at(step)
-
-
-def _changes(miner: WeighsNegatives) -> bool:
-    return isinstance(miner, Miner) and miner.schedule is not None
 
 
 def _facts(miner: WeighsNegatives) -> MiningFacts:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contrastive.scores import MiningFacts, WeighsNegatives, negatives, target_scores
-from miners.miner import Miner, check_count, miner_at
+from miners.miner import Miner, changes, check_count, miner_at
 
 __all__ = ["columns_of_largest", "hardest", "keep_columns", "margin", "multi_similarity", "ring", "semihard", "topk"]
 
@@ -87,7 +87,9 @@ def semihard(margin: float, *, fallback: WeighsNegatives | None = None) -> Miner
         partial(_between, lower=margin, upper=0.0, fallback=fallback),
         name=name,
         facts=MiningFacts(why="drops the hardest negatives"),
-        schedule=None if fallback is None else partial(_semihard_at, margin=margin, fallback=fallback),
+        schedule=partial(_semihard_at, margin=margin, fallback=fallback)
+        if fallback is not None and changes(fallback)
+        else None,
     )
 
 
@@ -122,7 +124,9 @@ def multi_similarity(epsilon: float, *, fallback: WeighsNegatives | None = None)
         partial(_between, lower=epsilon, upper=math.inf, fallback=fallback),
         name=name,
         facts=MiningFacts(why="keeps as many negatives as the positive's score lets it"),
-        schedule=None if fallback is None else partial(_multi_similarity_at, epsilon=epsilon, fallback=fallback),
+        schedule=partial(_multi_similarity_at, epsilon=epsilon, fallback=fallback)
+        if fallback is not None and changes(fallback)
+        else None,
     )
 
 

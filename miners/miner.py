@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive.scores import MiningFacts, WeighsNegatives, check_rows
 
-__all__ = ["Miner", "check_count", "miner_at"]
+__all__ = ["Miner", "changes", "check_count", "miner_at"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +80,11 @@ class Miner:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def changes(miner: WeighsNegatives) -> bool:
+    """Whether a part of another miner is not the same at every step."""
+    return isinstance(miner, Miner) and miner.schedule is not None
 
 
 def miner_at(miner: WeighsNegatives, step: int) -> WeighsNegatives:

@@ -1,5 +1,7 @@
 """Training: the order of batches, exact resume, figures that are finite or a run that stops."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,6 +13,7 @@ from contrastive.critics import Cosine
 from contrastive.encoders import Recipe, build
 from contrastive.errors import InputError
 from contrastive.training import fit, newest_checkpoint, read_history
+from miners import annealed, chain, hcl, random_subset, topk
 
 IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 RECIPE = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
@@ -24,9 +27,18 @@ class Stop(Exception):
     """The machine fails."""
 
 
-def train(out, *, epochs=4, fail_at=None, resume=False, **options):
-    """Trains a small network; returns its weights and the result. `fail_at`: raises at that step."""
+def mine_at(criterion, miner, told, step):
+    told.append(step)
+    criterion.miner = miner.at(step)
+
+
+def train(out, *, epochs=4, fail_at=None, resume=False, miner=None, told=None, **options):
+    """Trains a small network; returns its weights and the result. `fail_at`: raises at that step.
+
+    `told` is a list of the steps that the miner is told.
+    """
     encoder, projector = build(RECIPE, seed=0)
+    criterion = KPairLoss(Cosine())
     encoder.eval()  # whatever its caller did with it before
     steps = 0
 
@@ -42,12 +54,13 @@ def train(out, *, epochs=4, fail_at=None, resume=False, **options):
     result = fit(
         encoder,
         projector,
-        KPairLoss(Cosine()),
+        criterion,
         IMAGES,
         view=view,
         out=out,
         epochs=epochs,
         resume_from=checkpoint,
+        each_step=None if miner is None else partial(mine_at, criterion, miner, told if told is not None else []),
         **options,
     )
     return nn.Sequential(encoder, projector).state_dict(), result
@@ -109,6 +122,33 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
     assert resumed_result.final_loss == result.final_loss
     assert resumed_result.steps == result.steps == 24
     assert read_history(tmp_path / "broken") == read_history(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail_at", [20, 7])
+@pytest.mark.parametrize(
+    "miner",
+    [
+        annealed(hcl, start=4.0, end=0.0, steps=20),
+        chain(annealed(topk, start=6, end=2, steps=15), random_subset(3)),
+    ],
+    ids=repr,
+)
+def test_a_miner_that_changes_with_the_step_resumes_bit_for_bit(tmp_path, miner, fail_at):
+    told, first, rest = [], [], []
+    whole, result = train(tmp_path / "whole", checkpoint_every=3, miner=miner, told=told)
+    assert told == list(range(24))
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", checkpoint_every=3, miner=miner, told=first, fail_at=fail_at)
+    torch.rand(7)
+    resumed, resumed_result = train(tmp_path / "broken", checkpoint_every=3, miner=miner, told=rest, resume=True)
+    assert first == list(range(fail_at))
+    assert rest == list(range((fail_at - 1) // 3 * 3, 24))
+    assert equal(whole, resumed)
+    assert resumed_result.final_loss == result.final_loss
+    # The schedule counts: with the miner of step 0 throughout another network is trained.
+    constant, _ = train(tmp_path / "constant", checkpoint_every=3, miner=miner.at(0))
+    assert not equal(whole, constant)
 
 
 @pytest.mark.slow

@@ -57,9 +57,14 @@ PARTS = {
             "semihard": miners.semihard,
             "hcl": miners.hcl,
             "debiased": miners.debiased,
+            "ring": miners.ring,
+            "multi-similarity": miners.multi_similarity,
+            "distance-weighted": miners.distance_weighted,
+            "margin": miners.margin,
+            "random-subset": miners.random_subset,
         },
         "none",
-        filled=frozenset({"fallback"}),
+        filled=frozenset({"fallback", "temperature", "dim"}),
     ),
     # Whether a mirrored image keeps its meaning is known of the data: None asks it.
     "view": Part(
@@ -120,7 +125,8 @@ def set_up(config: Mapping[str, Any]) -> Setup:
         encoder, head = build(recipe, seed=config["seed"])
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])
-            critic = _critic(config, encoder.out_dim if projector is None else projector["out"])
+            dim = encoder.out_dim if projector is None else projector["out"]
+            critic = _critic(config, dim)
         view_options = _options(config, "view")
         if view_options["mirror"] is None:
             view_options["mirror"] = images.mirrored
@@ -130,7 +136,7 @@ def set_up(config: Mapping[str, Any]) -> Setup:
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
     _try_once(encoder, head, critic, images)
-    return Setup(images, recipe, encoder, head, critic, miner_of(config), view)
+    return Setup(images, recipe, encoder, head, critic, miner_of(config, dim), view)
 
 
 def _options(config: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -168,11 +174,12 @@ def _critic(config: Mapping[str, Any], dim: int) -> nn.Module:
     return cast(nn.Module, kind(dim, **options))
 
 
-def miner_of(config: Mapping[str, Any]) -> WeighsNegatives | None:
+def miner_of(config: Mapping[str, Any], dim: int = 128) -> WeighsNegatives | None:
     """The miner that a configuration names.
 
     Arguments:
         config: all options.
+        dim: of the projections; any, for a check of the options alone.
 
     Raises:
         InputError: for options that the miner refuses.
@@ -181,8 +188,17 @@ def miner_of(config: Mapping[str, Any]) -> WeighsNegatives | None:
     if kind is None:
         return None
     options = _options(config, "miner")
-    if "min_score" in options and options["min_score"] is None and config["critic"]["name"] == "cosine":
-        options["min_score"] = -1 / (config["temperature"] or critics.Cosine().temperature)
+    cosine = config["critic"]["name"] == "cosine"
+    temperature = config["temperature"] or critics.Cosine().temperature
+    if "min_score" in options and options["min_score"] is None and cosine:
+        options["min_score"] = -1 / temperature
+    if kind is miners.distance_weighted:
+        if not cosine or config["critic"].get("learnable"):
+            raise InputError(
+                "--miner: distance-weighted reads distances off cosines at a temperature it knows, "
+                "expected the critic cosine, and not learnable"
+            )
+        options |= {"temperature": temperature, "dim": dim}
     try:
         return cast(WeighsNegatives, kind(**options))
     except (ValueError, TypeError) as error:

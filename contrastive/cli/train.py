@@ -16,6 +16,7 @@ from contrastive.cli.names import Setup, set_up
 from contrastive.criterion import KPairLoss
 from contrastive.encoders import save_encoder
 from contrastive.errors import InputError
+from miners import Miner
 
 __all__ = ["train"]
 
@@ -50,10 +51,11 @@ def train(words: list[str]) -> None:
     say(
         f"{'resuming' if resume_from else 'training'} in {out}: {_title(config, setup)}, {len(setup.data.train)} images"
     )
+    criterion = KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"])
     result = fit(
         setup.encoder,
         setup.projector,
-        KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"]),
+        criterion,
         setup.data.train.images,
         view=setup.view,
         out=out,
@@ -71,6 +73,7 @@ def train(words: list[str]) -> None:
             batch_size=config["batch_size"],
             seed=config["seed"],
         ),
+        each_step=partial(_mine_at, criterion, setup.miner) if isinstance(setup.miner, Miner) else None,
         resume_from=resume_from,
         checkpoint_every=config["checkpoint_every"],
         progress=progress,
@@ -117,6 +120,11 @@ def train(words: list[str]) -> None:
         f"{cost['peak_mb']:.0f} MB in all"
     )
     print(f"report: {page}")
+
+
+def _mine_at(criterion: KPairLoss, miner: Miner, step: int) -> None:
+    """A miner whose options change during a training is that of the step."""
+    criterion.miner = miner.at(step)
 
 
 def _folder(config: Mapping[str, Any]) -> tuple[Path, str]:
