@@ -420,7 +420,7 @@ def _detected(views: Tensor, candidates: Tensor, apart: Tensor, k: int, threshol
         likeness.masked_fill_(apart[rows], -torch.inf)
         columns = columns_of_largest(likeness, min(k, len(candidates)))
         values = likeness.gather(1, columns)
-        found[rows] = found[rows].scatter(1, columns, (values > threshold) & (values > -torch.inf))
+        found[rows] = found[rows].scatter(1, columns, values > threshold)
     return found
 
 
