@@ -10,6 +10,7 @@ from miners import (
     annealed,
     chain,
     debiased,
+    detached,
     distance_weighted,
     hardest,
     hcl,
@@ -75,6 +76,10 @@ def _margin(temperature: float, *, cosine: float) -> WeighsNegatives:
     return margin(cosine / temperature)
 
 
+def _hcl_margin(temperature: float) -> WeighsNegatives:
+    return chain(hcl(1.0), margin(0.1 / temperature))
+
+
 def _debiased(temperature: float, *, tau_plus: float, beta: float = 0.0) -> WeighsNegatives:
     least = -1 / temperature
     return hcl(beta, tau_plus, min_score=least) if beta else debiased(tau_plus, min_score=least)
@@ -105,6 +110,8 @@ ARMS = {
     "uniform": Arm(),
     "hcl 0.5": Arm(_fixed(hcl, 0.5)),
     "hcl 1": Arm(_fixed(hcl, 1.0)),
+    "hcl 2": Arm(_fixed(hcl, 2.0)),
+    "hcl 1, detached": Arm(lambda temperature: detached(hcl(1.0))),
     "topk 16": Arm(_fixed(topk, 16)),
     "top 10 %": Arm(partial(_share, share=0.1)),
     "ring 10-50 %": Arm(_fixed(ring, 0.1, 0.5)),
@@ -123,6 +130,9 @@ ARMS = {
     "ntxent": Arm(family="beyond", intra_view=True),
     "ntxent + hcl 0.5": Arm(_fixed(hcl, 0.5), "beyond", intra_view=True),
     "ntxent + hcl 1": Arm(_fixed(hcl, 1.0), "beyond", intra_view=True),
+    "ntxent + hcl 2": Arm(_fixed(hcl, 2.0), "beyond", intra_view=True),
+    "ntxent + hcl 1 + near classes": Arm(_fixed(hcl, 1.0), "beyond", intra_view=True, near_classes=0.5),
+    "ntxent + hcl 1 + margin 0.1": Arm(_hcl_margin, "beyond", intra_view=True),
     "ntxent + distance": Arm(_distance, "beyond", intra_view=True),
     "ntxent + multi-similarity": Arm(_similarity, "beyond", intra_view=True),
     "ntxent + margin 0.1": Arm(partial(_margin, cosine=0.1), "beyond", intra_view=True),
@@ -131,6 +141,7 @@ ARMS = {
     "ntxent + queue 1024 + topk 64": Arm(_fixed(topk, 64), "beyond", intra_view=True, queue=1024),
     "4 images": Arm(family="beyond", images=4, all_positives=True),
     "4 images + hcl 0.5": Arm(_fixed(hcl, 0.5), "beyond", images=4, all_positives=True),
+    "4 images + hcl 1": Arm(_fixed(hcl, 1.0), "beyond", images=4, all_positives=True),
     "4 images + near classes": Arm(family="beyond", images=4, all_positives=True, near_classes=0.5),
     "hcl 2 to 0": Arm(partial(_annealed, start=2.0, end=0.0, steps=600), "beyond"),
     "hcl 0 to 2": Arm(partial(_annealed, start=0.0, end=2.0, steps=600), "beyond"),
