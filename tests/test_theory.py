@@ -689,6 +689,41 @@ class TestNever:
         assert climb(lambda f: value(f, 2), 2, 2) == pytest.approx(by_hand, abs=1e-6)
         assert climb(lambda f: value(f, 6), 2, 2) > by_hand + 0.01
 
+    @pytest.mark.parametrize(("covariance", "reads"), [(0.5, 0.0597), (0.9, 0.2055)])
+    def test_gaussians_that_share_a_cause(self, covariance, reads):
+        def pairs(shape, covariance, generator):
+            first, second = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+            return first, covariance * first + math.sqrt(1 - covariance**2) * second
+
+        def batches(count, seed, *, shared):
+            generator = torch.Generator().manual_seed(seed)
+            cause = pairs((count, 1 if shared else 16), -covariance, generator)
+            noise = pairs((count, 16), covariance, generator)
+            return cause[0] + noise[0], cause[1] + noise[1]
+
+        def value(theta, x, y):
+            y = y[:, None]
+            scores = theta[0] * x[:, :, None] * y + theta[1] * y**2 + theta[2] * y
+            return math.log(16) - kpair_loss(scores.flatten(0, 1), torch.arange(16).repeat(len(x))).mean()
+
+        def best(x, y):
+            theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+            ascent = torch.optim.LBFGS([theta], max_iter=30, line_search_fn="strong_wolfe")
+
+            def closure():
+                ascent.zero_grad()
+                loss = -value(theta, x, y)
+                loss.backward()
+                return loss
+
+            ascent.step(closure)
+            return theta.detach()
+
+        theta = best(*batches(2000, 0, shared=True))
+        assert float(value(theta, *batches(4000, 1, shared=True))) == pytest.approx(reads, abs=0.004)
+        theta = best(*batches(2000, 2, shared=False))
+        assert float(value(theta, *batches(4000, 3, shared=False))) < 0.001
+
     def test_stale_scores(self):
         # A critic that adds a constant to every score says nothing, unless the negatives were scored before it did.
         channel = coin(3)

@@ -29,14 +29,18 @@ def whole(critic: Critic, x: Tensor, y: Tensor) -> Bound:
 def pooled(
     critic: Critic, x: Tensor, y: Tensor, k: int, proposal: PoolProposal, anchors: Tensor, *, shared: bool = False
 ) -> tuple[Bound, float]:
-    """The pool bound, and what the same draw gives if the negatives alone are weighted (which bounds nothing)."""
+    """The pool bound, and the textbook estimate of the whole softmax from the same draw, which bounds nothing.
+
+    There the negatives alone are weighted, so that their sum is an unbiased estimate of the pool's.
+    """
     targets = torch.arange(len(x))
     draw = (proposal.draw_shared if shared else proposal.draw)(anchors, targets, k)
     scores = list_scores(critic, x, y, draw.columns)
     bound = pool_infonce(scores, draw.log_weights, prior=draw.prior)
-    alone = draw.log_weights.clone()
+    alone = draw.log_weights + math.log(draw.prior / (k - 1))
     alone[:, 0] = 0.0
-    return bound, pool_infonce(scores, alone, prior=draw.prior).value
+    textbook = pool_infonce(scores, alone, prior=draw.prior)
+    return bound, textbook.value - textbook.constant + math.log(draw.prior)
 
 
 def smile(scores: Tensor, clip: float = 5.0) -> float:
