@@ -379,11 +379,11 @@ def _race(k, rates):
     @_exactly
     def miner(scores, targets):
         single = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        clocks = torch.empty(scores.shape, dtype=single).exponential_()
+        noise = torch.empty(scores.shape, dtype=single).uniform_()
         found = torch.full(scores.shape, -INF, dtype=torch.float64).scatter(1, targets[:, None], 0.0)
-        for i, ((row, t, _), clock) in enumerate(zip(_rows(scores, targets, None), _decimals(clocks), strict=True)):
+        for i, ((row, t, _), clock) in enumerate(zip(_rows(scores, targets, None), _decimals(noise), strict=True)):
             negatives = [] if row is None else [j for j in range(len(row)) if j != t and row[j].is_finite()]
-            rate = rates(row, t, negatives)
+            rate, clock = rates(row, t, negatives), [-(1 - u).ln() for u in clock]
             race = sorted(negatives, key=lambda j: (not rate[j], clock[j] / (rate[j] or 1)))
             found[i, race[:k]] = 0.0
         return found
