@@ -5,8 +5,10 @@ FAISS is detected by importing it and trying it, never by the name of a distribu
 `faiss-gpu` and conda's `faiss` install the same module.
 """
 
+import re
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -14,7 +16,9 @@ import numpy as np
 import torch  # noqa: F401  before faiss, see above
 from jaxtyping import Float32, Int64
 
-__all__ = ["available", "gpu_count", "knn", "safe_by_default"]
+from contrastive.errors import InputError
+
+__all__ = ["available", "build", "gpu_count", "knn", "safe_by_default", "search"]
 
 GPU_MAX_K = 2048
 
@@ -89,3 +93,53 @@ def knn(
     else:
         values, ids = faiss.knn(queries, gallery, k, metric=metric)
     return (values if inner_product else -values), ids
+
+
+def build(
+    function: str, rows: Float32[np.ndarray, "rows dim"], factory: str, *, inner_product: bool, nprobe: int
+) -> Any:
+    """Trains and fills an index, on the CPU.
+
+    Arguments:
+        function: name of the caller, for messages.
+        rows: finite.
+        factory: FAISS's description of an index, such as ``"IVF4096,Flat"``.
+        inner_product: by largest inner product; otherwise by smallest squared distance.
+        nprobe: how many lists of an inverted file are searched; other indexes have none.
+
+    Returns:
+        The index, for `search`.
+
+    Raises:
+        InputError: without FAISS, and for a factory string that it refuses, or these rows do not suffice for.
+    """
+    faiss = _module()
+    if faiss is None:
+        raise InputError(
+            f"{function}: index {factory!r} needs FAISS, which is not installed: pip install 'kpair[faiss]'"
+        )
+    try:
+        index = faiss.index_factory(
+            rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+        )
+        index.train(rows)
+        index.add(rows)
+    except (RuntimeError, AssertionError) as error:
+        # What stands before are C++ names and a line of its source.
+        reason = re.split(r"\.(?:cpp|h):\d+: ", str(error))[-1].split("failed: ")[-1].strip() or "it is refused"
+        raise InputError(f"{function}: index {factory!r}: {reason}") from None
+    with suppress(RuntimeError):  # no inverted file
+        faiss.extract_index_ivf(index).nprobe = nprobe
+    return index
+
+
+def search(index: Any, queries: Float32[np.ndarray, "queries dim"], k: int) -> Int64[np.ndarray, "queries k"]:
+    """The rows that an index finds, best first by its own scores; -1 after the last one found.
+
+    Arguments:
+        index: of `build`.
+        queries: finite rows.
+        k: how many.
+    """
+    ids: Int64[np.ndarray, "queries k"] = index.search(np.ascontiguousarray(queries), k)[1]
+    return ids

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from contrastive import gemm, retrieval
+from contrastive import _faiss, gemm, retrieval
 from contrastive.errors import InputError
 from contrastive.retrieval import Ranking
 
@@ -50,9 +50,11 @@ class AllPairs:
         metric: as in `contrastive.search`.
         classes: of every row; rows of one class are no negatives of each other.
         threshold: in units of the score: what scores above it is no negative.
+        index: a FAISS factory string, for an approximate search; its finds are scored as all others are.
+        nprobe: of an inverted file, how many of its lists are searched.
 
     Raises:
-        InputError: for an unknown metric, a threshold that is NaN, scores that overflow.
+        InputError: for an unknown metric or index, a threshold that is NaN, scores that overflow.
     """
 
     def __init__(
@@ -63,21 +65,27 @@ class AllPairs:
         metric: str = "cosine",
         classes: Int64[Tensor, " rows"] | None = None,
         threshold: float | None = None,
+        index: str | None = None,
+        nprobe: int = 32,
     ) -> None:
         if threshold is not None and math.isnan(threshold):
             raise InputError(f"{function}: threshold is {threshold}, expected a score")
         self.function, self.metric, self.threshold = function, metric, threshold
         self.rows, _ = retrieval._prepared(function, rows, rows, metric, rows.dtype)
         self.classes = None if classes is None else classes.to(rows.device)
-        self._filter = _Filter.of(self.rows, metric, _faster_dtype(self.rows.device, self.rows.shape[1]))
+        self._filter: _Filter | None = None
+        self._index = None
+        if index is not None:
+            numbers = self.rows.float().cpu().numpy()
+            self._index = _faiss.build(function, numbers, index, inner_product=metric != "euclidean", nprobe=nprobe)
 
-    def top(self, k: int, first: int = 0, last: int | None = None) -> Ranking:
+    def top(self, k: int, anchors: Int64[Tensor, " anchors"] | None = None, *, exact: bool = False) -> Ranking:
         r"""Finds the k hardest negatives of some rows.
 
         Arguments:
             k: how many, from 1 to the number of rows less 1.
-            first: the first of these rows.
-            last: the one after the last; None: all that follow.
+            anchors: the numbers of these rows; None: all.
+            exact: search exactly, although there is an index.
 
         Returns:
             Ids and float32 scores, hardest first, equal scores by id; -1 and :math:`-\infty` where there are fewer.
@@ -87,60 +95,69 @@ class AllPairs:
         """
         if isinstance(k, bool) or not 1 <= k < len(self.rows):
             raise InputError(f"{self.function}: k is {k}, expected 1 to {len(self.rows) - 1}, the other rows")
-        last = len(self.rows) if last is None else last
-        height = max(1, min(HEIGHT, LIMIT // (8 * k)))
-        parts = [self._strip(k, start, min(start + height, last)) for start in range(first, last, height)]
+        anchors = torch.arange(len(self.rows)) if anchors is None else anchors
+        search = self._strip if exact or self._index is None else self._by_index
+        anchors, height = anchors.to(self.rows.device), max(1, min(HEIGHT, LIMIT // (8 * k)))
+        parts = [search(k, anchors[start : start + height]) for start in range(0, len(anchors), height)]
         return Ranking(torch.cat([part.ids for part in parts]), torch.cat([part.scores for part in parts]))
 
-    def _strip(self, k: int, first: int, last: int) -> Ranking:
-        pairs = self._filtered(k, first, last)
-        half = self._filter.dtype == torch.bfloat16
+    def _strip(self, k: int, anchors: Tensor) -> Ranking:
+        if self._filter is None:
+            dtype = _faster_dtype(self.rows.device, self.rows.shape[1])
+            self._filter = _Filter.of(self.rows, self.metric, dtype)
+        pairs = self._filtered(self._filter, k, anchors)
         # Rows that crowd within the error of bfloat16 make more work behind the filter than it saves.
-        if half and (pairs is None or len(pairs[0]) > 16 * k * (last - first)):
+        if self._filter.dtype == torch.bfloat16 and (pairs is None or len(pairs[0]) > 16 * k * len(anchors)):
             self._filter = _Filter.of(self.rows, self.metric, torch.float32)
-            pairs = self._filtered(k, first, last) if pairs is None else pairs
+            pairs = self._filtered(self._filter, k, anchors) if pairs is None else pairs
         if pairs is None:  # scores that are equal within rounding: a collapsed encoder
-            return self._ranked(k, first, last)
-        return self.ranking(k, first, last, *pairs)
+            pairs = self._ranked(k, anchors)
+        return self._ranking(k, anchors, *pairs)
 
-    def _filtered(self, k: int, first: int, last: int) -> tuple[Tensor, Tensor] | None:
-        """All pairs that may be among the k best of their row, and few others; None where there are too many."""
-        strip = _Strip(self._filter, k, first, last, self._ceiling(first, last))
+    def _filtered(self, codes: "_Filter", k: int, anchors: Tensor) -> tuple[Tensor, Tensor] | None:
+        """All pairs that may be among the k best of their anchor, and few others; None where there are too many.
+
+        Pairs are a place among the anchors, and a row.
+        """
+        strip = _Strip(codes, k, anchors, self._ceiling(anchors, codes.scale))
         for start, end in _blocks(len(self.rows), max(_FIRST_WIDTH, 4 * k)):
-            row, column, value = strip.above(start, end)
-            counts = column != row + first
-            if self.classes is not None:
-                counts &= self.classes[row + first] != self.classes[column]
-            strip.keep(row[counts], column[counts], value[counts])
+            place, column, value = strip.above(start, end)
+            counts = self._counts(anchors[place], column)
+            strip.keep(place[counts], column[counts], value[counts])
             if strip.held > LIMIT:
                 return None
-        row, column = strip.kept()
-        return row + first, column
+        return strip.kept()
 
-    def _ceiling(self, first: int, last: int) -> Tensor | None:
-        """The threshold in the units of the filter's products, for each row."""
+    def _counts(self, row: Tensor, column: Tensor) -> Tensor:
+        """Whether a pair is one of two rows, and of two classes."""
+        differ = row != column
+        return differ if self.classes is None else differ & (self.classes[row] != self.classes[column])
+
+    def _ceiling(self, anchors: Tensor, scale: float) -> Tensor | None:
+        """The threshold in the units of the filter's products, for each anchor."""
         if self.threshold is None:
             return None
-        x = self.rows[first:last].double()
-        ceiling = x.new_full((len(x),), self.threshold)
+        x = self.rows[anchors].double()
+        ceiling = x.new_full((len(x),), self.threshold + abs(self.threshold) * 2.0**-22)
         if self.metric == "euclidean":
             ceiling = (ceiling + x.square().sum(1)) / 2
-        return ceiling * self._filter.scale**2 + abs(self.threshold) * self._filter.scale**2 * 2**-22
+        return ceiling.mul(scale**2).float()
 
-    def _ranked(self, k: int, first: int, last: int) -> Ranking:
+    def _ranked(self, k: int, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """By ranking whole blocks of scores, as `contrastive.search` does: rounding decides between near equals."""
-        x, own = self.rows[first:last], torch.arange(first, last, device=self.rows.device)
+        x = self.rows[anchors]
         width = min(len(self.rows), max(retrieval.BLOCK_WIDTH, 4 * k))
         best: tuple[Tensor, Tensor] | None = None
         for start in range(0, len(self.rows), width):
-            scores = self._scores(x, start, start + width)
-            columns = torch.arange(start, start + scores.shape[1], device=x.device)
-            scores.masked_fill_(own[:, None] == columns, -torch.inf)
-            if self.classes is not None:
-                scores.masked_fill_(self.classes[own][:, None] == self.classes[columns], -torch.inf)
+            y = self.rows[start : start + width]
+            scores = retrieval.similarity(x, y, self.metric)
+            if self.metric == "euclidean":
+                scores = scores - x.square().sum(1, keepdim=True)
+            columns = torch.arange(start, start + len(y), device=x.device)
+            counts = self._counts(anchors[:, None], columns)
             if self.threshold is not None:
-                scores.masked_fill_(scores > self.threshold, -torch.inf)
-            values, chosen = retrieval._largest(scores, min(k, scores.shape[1]))
+                counts &= scores <= self.threshold
+            values, chosen = retrieval._largest(scores.masked_fill_(~counts, -torch.inf), min(k, len(y)))
             chosen = chosen + start
             if best is not None:  # both halves are in order, and the earlier ids come first
                 values, chosen = torch.cat([best[0], values], 1), torch.cat([best[1], chosen], 1)
@@ -148,47 +165,44 @@ class AllPairs:
                 values, chosen = values[:, :k], chosen.gather(1, order[:, :k])
             best = values, chosen
         assert best is not None
-        present = (best[0] > -torch.inf).flatten()
-        row = own.repeat_interleave(k)[present]
-        return self.ranking(k, first, last, row, best[1].flatten()[present])
+        place, rank = (best[0] > -torch.inf).nonzero(as_tuple=True)
+        return place, best[1][place, rank]
 
-    def _scores(self, x: Tensor, start: int, end: int) -> Tensor:
-        scores = retrieval.similarity(x, self.rows[start:end], self.metric)
-        return scores - x.square().sum(1, keepdim=True) if self.metric == "euclidean" else scores
+    def _by_index(self, k: int, anchors: Tensor) -> Ranking:
+        """What the index finds; of anchors that are left with fewer than k, it is asked for more."""
+        ids = torch.full((len(anchors), k), -1, dtype=torch.int64, device=self.rows.device)
+        scores = torch.full((len(anchors), k), -torch.inf, device=self.rows.device)
+        asked, left = k + 1, torch.arange(len(anchors), device=self.rows.device)
+        while len(left):
+            asked = min(asked, len(self.rows))
+            found = _faiss.search(self._index, self.rows[anchors[left]].float().cpu().numpy(), asked)
+            columns = torch.from_numpy(found).to(self.rows.device)
+            place, rank = (columns >= 0).nonzero(as_tuple=True)
+            ranking = self._ranking(k, anchors[left], place, columns[place, rank])
+            ids[left], scores[left] = ranking.ids, ranking.scores
+            # -1: its lists hold no more.
+            left = left[(ranking.ids[:, -1] < 0) & (columns[:, -1] >= 0) & (asked < len(self.rows))]
+            asked *= 4
+        return Ranking(ids, scores)
 
-    def ranking(
-        self, k: int, first: int, last: int, row: Int64[Tensor, " pairs"], column: Int64[Tensor, " pairs"]
-    ) -> Ranking:
-        r"""The k best of the pairs that were found, by their scores computed anew.
-
-        Arguments:
-            k: how many of each row.
-            first: the first row.
-            last: the one after the last.
-            row: of each pair, in no order; no pair twice.
-            column: of each pair.
-
-        Returns:
-            As `top`.
-        """
+    def _ranking(self, k: int, anchors: Tensor, place: Tensor, column: Tensor) -> Ranking:
+        """The k best of the pairs that were found, by their scores computed anew."""
+        row = anchors[place]
         scores = self.score(row, column)
-        counts = column != row
-        if self.classes is not None:
-            counts &= self.classes[row] != self.classes[column]
+        counts = self._counts(row, column)
         if self.threshold is not None:
             counts &= scores <= self.threshold
-        row, column, scores = row[counts], column[counts], scores[counts]
-        # By row, then score, then id: the last key first, each sort keeping the order of the one before.
+        place, column, scores = place[counts], column[counts], scores[counts]
+        # By place, then score, then id: the last key first, each sort keeping the order of the one before.
         order = column.argsort(stable=True)
         order = order[scores[order].argsort(descending=True, stable=True)]
-        order = order[row[order].argsort(stable=True)]
-        row, column, scores = row[order] - first, column[order], scores[order]
-        place = torch.arange(len(row), device=row.device) - _starts(row, last - first)[row]
-        kept = place < k
-        row, place = row[kept], place[kept]
-        ids = torch.full((last - first, k), -1, dtype=torch.int64, device=row.device)
-        values = torch.full((last - first, k), -torch.inf, dtype=torch.float32, device=row.device)
-        ids[row, place], values[row, place] = column[kept], scores[kept]
+        order = order[place[order].argsort(stable=True)]
+        place, column, scores = place[order], column[order], scores[order]
+        rank = torch.arange(len(place), device=place.device) - _starts(place, len(anchors))[place]
+        kept = rank < k
+        ids = torch.full((len(anchors), k), -1, dtype=torch.int64, device=place.device)
+        values = torch.full((len(anchors), k), -torch.inf, dtype=torch.float32, device=place.device)
+        ids[place[kept], rank[kept]], values[place[kept], rank[kept]] = column[kept], scores[kept]
         return Ranking(ids, values)
 
     def score(self, row: Int64[Tensor, " pairs"], column: Int64[Tensor, " pairs"]) -> Float32[Tensor, " pairs"]:
@@ -295,23 +309,22 @@ class _Strip:
     """Some rows against all: what has passed the filter, and the floor that rises with it.
 
     Arguments:
-        filter: codes and errors.
+        codes: and their errors.
         k: how many of each row are looked for.
-        first: the first of the rows.
-        last: the one after the last.
+        anchors: the numbers of the rows.
         ceiling: of each row, the product above which a pair does not count; None: there is none.
     """
 
-    def __init__(self, filter: _Filter, k: int, first: int, last: int, ceiling: Tensor | None) -> None:
-        self._x, self._y, self._k = filter.queries[first:last], filter.gallery, k
-        error = filter.error[first:last]
+    def __init__(self, codes: _Filter, k: int, anchors: Tensor, ceiling: Tensor | None) -> None:
+        self._x, self._y, self._k = codes.queries[anchors], codes.gallery, k
+        error = codes.error[anchors]
         # A pair below its ceiling by more than the error counts for sure, one above by more does not.
         self._surely = None if ceiling is None else ceiling - error
         self._at_most = None if ceiling is None else ceiling + error
         # The k-th best product less its error is a score that k pairs reach: one that may reach it is no lower.
         self._slack = 2.0 * error
         self._floor = torch.full_like(error, -torch.inf)
-        self._best = error.new_full((last - first, k), -torch.inf)
+        self._best = error.new_full((len(anchors), k), -torch.inf)
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._new: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting = 0

@@ -17,7 +17,7 @@ Labels = Tensor | list[str]
 _SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".pt")
 
 
-def read(path: Path) -> tuple[Tensor, Labels | None]:
+def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
     """Reads embeddings, and labels where the file holds them.
 
     A file of several arrays holds ``embeddings`` (or one two-dimensional array of any name) and, if it can,
@@ -25,6 +25,7 @@ def read(path: Path) -> tuple[Tensor, Labels | None]:
 
     Arguments:
         path: of the file.
+        mapped: leave the embeddings of a .npy file on the disk until they are looked at.
 
     Returns:
         Embeddings ``[n, d]``, and labels or None.
@@ -32,7 +33,7 @@ def read(path: Path) -> tuple[Tensor, Labels | None]:
     Raises:
         InputError: for a file that cannot be read, is of another kind, or would run code.
     """
-    arrays = _arrays(path)
+    arrays = _arrays(path, mapped=mapped)
     named = [arrays[key] for key in ("embeddings", "embedding", "features", "") if key in arrays]
     found = named or [array for array in arrays.values() if isinstance(array, Tensor) and array.ndim == 2]
     if len(found) == 0 or (not named and len(found) > 1):
@@ -69,13 +70,14 @@ def read_labels(path: Path) -> Labels:
     return _checked_labels(path, found)
 
 
-def _arrays(path: Path) -> Mapping[str, Tensor | list[str]]:
+def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Tensor | list[str]]:
     """What a file holds, by name; an unnamed array is called ''."""
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
     try:
         if path.suffix == ".npy":
-            return {"": _array(np.load(path, allow_pickle=False))}
+            # "c": memory that may be written to, as torch asks, and never is.
+            return {"": _array(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))}
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 return {key: _array(archive[key]) for key in archive.files}

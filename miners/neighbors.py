@@ -46,6 +46,8 @@ def mine_negatives(
     labels: Labels | None = None,
     threshold: float | None = None,
     metric: Metric = "cosine",
+    index: str | None = None,
+    nprobe: int = 32,
 ) -> Ranking:
     r"""Finds the k hardest negatives of every row among all the others.
 
@@ -53,7 +55,7 @@ def mine_negatives(
         \text{the } k \text{ largest } s_{ij} \text{ with } j \ne i,\; c_j \ne c_i,\; s_{ij} \le \theta
 
     A row is left out of its own negatives by its number: exact duplicates of it stay, unless the threshold or a label
-    says otherwise. The search is exact, equal scores are ordered by id, and a score is a
+    says otherwise. The search is exact unless an index is named, equal scores are ordered by id, and a score is a
     function of its two rows alone: neither the number of threads nor the order of work changes a digit. The full matrix
     of scores is never formed.
 
@@ -63,13 +65,16 @@ def mine_negatives(
         labels: rows of the same label are no negatives of each other.
         threshold: :math:`\theta`, in units of the score: what scores above it is taken for a duplicate.
         metric: as in `contrastive.search`.
+        index: a FAISS factory string such as ``"IVF4096,Flat"``: search approximately. Its finds alone are approximate,
+            their scores are not. An index has no order among ties.
+        nprobe: of an inverted file, how many of its lists are searched.
 
     Returns:
         Ids and scores, hardest first. Where a row has fewer than k negatives, the rest of its ids is -1 and of its
         scores :math:`-\infty`.
 
     Raises:
-        InputError: for shapes, dtypes, labels or options that do not fit, NaN or infinite values.
+        InputError: for shapes, dtypes, labels or options that do not fit, NaN or infinite values, an unknown index.
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.6, 0.8]])
@@ -85,7 +90,9 @@ def mine_negatives(
     name = "mine_negatives"
     rows = as_rows(name, "embeddings", embeddings)
     classes = None if labels is None else label_ids(name, ("labels", labels, len(rows)))[0]
-    return AllPairs(name, rows, metric=metric, classes=classes, threshold=threshold).top(k)
+    _check_at_least(name, {"nprobe": (nprobe, 1)})
+    options: dict[str, Any] = {"metric": metric, "classes": classes, "threshold": threshold}
+    return AllPairs(name, rows, **options, index=index, nprobe=nprobe).top(k)
 
 
 def neighbour_batches(
@@ -101,6 +108,8 @@ def neighbour_batches(
     threshold: float | None = None,
     labels: Labels | None = None,
     metric: Metric = "cosine",
+    index: str | None = None,
+    nprobe: int = 32,
     seed: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -139,6 +148,8 @@ def neighbour_batches(
         threshold: score, in units of the metric, above which items are kept out of each other's batch.
         labels: one an item: items of the same label are kept out of each other's batch.
         metric: as in `contrastive.search`.
+        index: as in `mine_negatives`.
+        nprobe: as in `mine_negatives`.
         seed: of the shuffles.
         rank: of this process: it gets every `world`-th item of each batch.
         world: how many processes there are; divides `batch_size`.
@@ -162,7 +173,7 @@ def neighbour_batches(
     """
     name = "neighbour_batches"
     _check_at_least(name, {"items": (items, 2), "batch_size": (batch_size, 1), "every": (every, 1), "k": (k, 1)})
-    _check_at_least(name, {"warmup": (warmup, 0), "skip": (skip, 0)})
+    _check_at_least(name, {"warmup": (warmup, 0), "skip": (skip, 0), "nprobe": (nprobe, 1)})
     _check_ranks(name, rank, world, "batch_size", batch_size)
     _check_share(name, share)
     if batch_size > items:
@@ -174,7 +185,13 @@ def neighbour_batches(
         raise InputError(
             f"{name}: batch_size is {batch_size} with {different} different labels, expected at most those"
         )
-    options: dict[str, Any] = {"metric": metric, "classes": classes, "threshold": threshold}
+    options: dict[str, Any] = {
+        "metric": metric,
+        "classes": classes,
+        "threshold": threshold,
+        "index": index,
+        "nprobe": nprobe,
+    }
     # What is wrong with these options is said now, not at the first search.
     AllPairs(name, torch.eye(2), metric=metric, threshold=threshold)
     return NeighbourBatches(
@@ -419,7 +436,7 @@ class NeighbourBatches(BatchSampler):
         k: as there.
         hard: items of a batch that are taken from neighbours.
         skip: as there.
-        search: metric, classes and threshold.
+        search: metric, classes, threshold, index and nprobe.
         seed: as there.
         part: of a batch, for this rank.
         background: as there.

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from contrastive.cli.evaluate import evaluate
+from contrastive.cli.mine import mine
 from contrastive.cli.train import train
 from contrastive.errors import InputError
 from contrastive.options import nearest
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, 2 for input that the user can mend (one sentence on standard error), 130 for Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    commands: dict[str, Callable[[list[str]], None]] = {"train": train, "evaluate": evaluate}
+    commands: dict[str, Callable[[list[str]], None]] = {"train": train, "evaluate": evaluate, "mine": mine}
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_HELP)
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kpair: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("kpair: interrupted; what was being trained goes on with --resume auto", file=sys.stderr)
+        print("kpair: interrupted; what was under way goes on with --resume auto", file=sys.stderr)
         return 130
     return 0
 
@@ -51,5 +52,6 @@ Contrastive learning as metric learning: train with hard-negative miners, evalua
 commands:
   train      train an encoder on images without labels, evaluate it, write a report
   evaluate   evaluate a run, or a file of embeddings
+  mine       find the hardest negatives of every row of a file of embeddings
 
 kpair COMMAND --help shows the options of a command; kpair --version the version."""
