@@ -39,8 +39,9 @@ from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_r
 
 __all__ = ["as_pml_loss", "as_pml_miner", "from_pml_miner"]
 
-# Rows of scores that there are at once, and the floats that they should not exceed: a strip stays in the cache.
-_FEWEST_ROWS, _MOST_ROWS, _STRIP = 64, 256, 2**18
+# Rows of scores that there are at once. A miner makes copies of them, which should stay in the cache: fewer, of so many
+# floats. Where their maxima are all that is asked for, more: a batch of a thousand is one strip.
+_FEWEST_ROWS, _ROWS, _MINED, _RANKED = 64, 256, 2**18, 2**20
 _TAKE_MASKS = (supcon_loss, lifted_loss, multi_similarity_loss, sigmoid_loss)
 _UNSUITED: dict[type, str] = {
     AngularMiner: "it reads angles from the embeddings themselves",
@@ -69,7 +70,8 @@ def as_pml_miner(
     share their labels lose their positives, and a copy of the labels makes an anchor its own positive.) Anchors without
     a positive or without a negative give no triplets.
 
-    Scores come in strips of at most 256 rows; beside the triplets nothing grows faster than the batch.
+    Scores come in strips of at most 256 rows (or a million scores); beside the triplets nothing grows faster than the
+    batch.
 
     Arguments:
         miner: any miner.
@@ -137,10 +139,6 @@ def from_pml_miner(miner: BaseMiner, *, temperature: float) -> "_FromMiner":
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"from_pml_miner: temperature is {temperature}, expected a positive number")
-    if not isinstance(miner, BaseMiner):
-        raise ValueError(
-            f"from_pml_miner: got {type(miner).__name__}, expected a miner of pytorch_metric_learning.miners"
-        )
     for kind, reason in _UNSUITED.items():
         if isinstance(miner, kind):
             raise ValueError(f"from_pml_miner: {type(miner).__name__} cannot mine scores: {reason}")
@@ -234,9 +232,12 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
     def _strips(self, x: Tensor, y: Tensor, mates: "_Mates") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         facts = _facts(self.miner)
         x = x if len(mates.anchors) == len(x) else x[mates.anchors]
-        step = min(_MOST_ROWS, max(_FEWEST_ROWS, _STRIP // max(1, len(y))))
+        if facts.hardest:
+            step = max(_ROWS, _RANKED // max(1, len(y)))
+        else:
+            step = min(_ROWS, max(_FEWEST_ROWS, _MINED // max(1, len(y))))
         with without_autocast(x), fast_products(as_float32(x[:0]), len(x) * len(y) * x.shape[1]):
-            score = _scorer(self.critic, x, y)
+            score = _scorer(self.critic, x, y, step)
             for start in range(0, len(x), step):
                 part = slice(start, start + step)
                 anchors, strip = mates.anchors[part], score(part)
@@ -379,14 +380,20 @@ def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return of, torch.arange(len(of), device=of.device) + shift[of]
 
 
-def _scorer(critic: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Callable[[slice], Tensor]:
-    """Forms the scores of some rows of `x` against all of `y`, anew at every call: they may be written to."""
+def _scorer(critic: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, rows: int) -> Callable[[slice], Tensor]:
+    """Forms the scores of up to so many rows of `x` against all of `y`; they may be written to, until the next call."""
     if not factorises(critic):
         return lambda part: as_float32(critic(x[part], y)).clone()
     factors = factors_of(critic, x, y)
     left, right = (UnitRows(z, unit=factors.unit) for z in (factors.anchors, factors.candidates))
     columns = right.scaled(float(factors.scale)).T
-    return lambda part: left[part] @ columns
+    buffer = columns.new_empty(min(rows, len(x)), len(y))
+
+    def score(part: slice) -> Tensor:
+        some = left[part]
+        return torch.mm(some, columns, out=buffer[: len(some)])
+
+    return score
 
 
 def _hardest(strip: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -404,19 +411,24 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     is far cheaper than ranking.
     """
     rows, columns = scores.shape
-    members = int(math.sqrt(columns / (2 * k)))
+    groups = 32 * math.ceil(math.sqrt(k * columns) / 32)  # torch takes 32 maxima at once, and others one by one
+    members = columns // groups
     if members < 4:
-        values, found = scores.topk(k, dim=1, sorted=False)
-        return values, found
-    groups = columns // members
+        return _ranked(scores, k)
     dealt = groups * members  # column c is in group c % groups; the last few are in none
     maxima = scores[:, :dealt].reshape(rows, members, groups).amax(1)
-    chosen = maxima.topk(k, dim=1, sorted=False).indices
+    _, chosen = _ranked(maxima, k)
     places = chosen[:, None] + groups * torch.arange(members, device=scores.device)[:, None]
     rest = torch.arange(dealt, columns, device=scores.device).expand(rows, -1)
     places = torch.cat([places.flatten(1), rest], 1)
-    values, found = scores.gather(1, places).topk(k, dim=1, sorted=False)
+    values, found = _ranked(scores.gather(1, places), k)
     return values, places.gather(1, found)
+
+
+def _ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by ranking."""
+    found = scores.max(1, keepdim=True) if k == 1 else scores.topk(k, dim=1, sorted=False)
+    return found[0], found[1]
 
 
 def _chosen(log_weights: Tensor, row: Tensor, k: int, *, weighs: bool) -> tuple[Tensor, Tensor]:
