@@ -478,7 +478,7 @@ def test_in_a_trainer():
             dataloader_num_workers=0,
         )
         trainer.train(num_epochs=1)
-        assert math.isfinite(float(trainer.losses["total_loss"].detach()))
+        assert all(p.isfinite().all() for p in trunk.parameters())
     assert not torch.equal(before["weight"], trunk.state_dict()["weight"])
 
 
