@@ -290,6 +290,12 @@ class TestFalseNegatives:
         assert torch.equal(detect_false_negatives(scale * support, candidates, k=4, threshold=0.2), expected)
         assert torch.equal(detect_false_negatives(support, scale * candidates, k=4, threshold=0.2), expected)
 
+    def test_a_zero_row_is_like_nothing(self):
+        support, candidates = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[0.0, 0.0], [1.0, 0.1]])
+        none = torch.zeros(1, 2, dtype=torch.bool)
+        assert detect_false_negatives(support, candidates, none, k=1).tolist() == [[False, True]]
+        assert detect_false_negatives(0 * support, candidates, none, threshold=-0.5).tolist() == [[True, True]]
+
     def test_autocast_changes_nothing(self):
         support, candidates = torch.randn(50, 2, 4), torch.randn(80, 4)
         expected = detect_false_negatives(support, candidates, k=5, threshold=0.5)

@@ -193,6 +193,10 @@ class TestNearest:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(nearest_positive(queries, queue), found)
 
+    def test_a_zero_key_is_no_neighbour(self):
+        queue = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+        assert nearest_positive(torch.tensor([[1.0, 0.0]]), queue).tolist() == [[1.0, 1.0]]
+
     def test_dtypes_may_differ(self):
         queries, queue = torch.randn(30, 6), torch.randn(50, 6)
         found = nearest_positive(queries.double(), queue)
