@@ -223,9 +223,7 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
         with torch.no_grad():
             mates = _Mates.of("as_pml_miner", embeddings, labels, ref_emb, ref_labels)
             candidates = embeddings if ref_emb is None else ref_emb
-            found = list(self._strips(embeddings, candidates, mates.of_usable_anchors(len(candidates))))
-        none = torch.empty(0, dtype=torch.int64, device=embeddings.device)
-        a, p, n = (torch.cat([none, *parts]) for parts in zip(*found, strict=True)) if found else (none, none, none)
+            a, p, n = _joined(self._strips(embeddings, candidates, mates.of_usable_anchors(len(candidates))), mates)
         self.output_assertion((a, p, n))
         return a, p, n
 
@@ -243,6 +241,8 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
                 anchors, strip = mates.anchors[part], score(part)
                 row, positive = mates.pairs(part)
                 own = strip[row, positive]
+                # A critic may know of absent candidates itself.
+                absent = (row, positive) if not facts.hardest and float(strip.amin()) > -torch.inf else None
                 strip[row, positive] = -torch.inf
                 if mates.with_self:
                     others = positive != anchors[row]
@@ -251,19 +251,28 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
                     assert isinstance(facts.mass, int)
                     pair, negative = _hardest(strip, row, facts.mass)
                 elif facts.monotone:
-                    pair, negative = self._by_anchor(strip, row, positive, own, anchors, weighs=facts.mass == "all")
+                    weights = self._by_anchor(strip, row, positive, own, anchors, absent)
+                    pair, negative = _chosen(weights, row, self.k, weighs=facts.mass == "all")
                 else:
                     pair, negative = self._by_pair(strip, row, positive, own, anchors)
                 yield anchors[row[pair]], positive[pair], negative
 
     def _by_anchor(
-        self, strip: Tensor, row: Tensor, positive: Tensor, own: Tensor, anchors: Tensor, *, weighs: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The negatives of all pairs, by the weights of their anchors: any positive will do as the target."""
+        self,
+        strip: Tensor,
+        row: Tensor,
+        positive: Tensor,
+        own: Tensor,
+        anchors: Tensor,
+        absent: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The weights of anchors, -inf wherever there is no negative: any of their positives will do as the target."""
         first = torch.searchsorted(row, torch.arange(len(strip), device=row.device))
         target = positive[first]
         strip.scatter_(1, target[:, None], own[first][:, None])
-        return _chosen(self._weights(strip, target, anchors), row, self.k, weighs=weighs)
+        if absent is None:
+            return self._weights(strip, target, anchors)
+        return self._mined(strip, target, anchors).index_put(absent, strip.new_tensor(-torch.inf))
 
     def _by_pair(
         self, strip: Tensor, row: Tensor, positive: Tensor, own: Tensor, anchors: Tensor
@@ -281,9 +290,12 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
 
     def _weights(self, scores: Tensor, targets: Tensor, anchors: Tensor) -> Tensor:
         """The miner's log-weights, -inf wherever there is no negative."""
-        log_weights = self.miner(scores, targets, anchors=anchors)
-        check_rows("as_pml_miner", scores, targets, log_weights)
-        return log_weights.masked_fill(~negatives(scores, targets), -torch.inf)
+        return self._mined(scores, targets, anchors).masked_fill(~negatives(scores, targets), -torch.inf)
+
+    def _mined(self, scores: Tensor, targets: Tensor, anchors: Tensor) -> Tensor:
+        _, _, log_weights = check_rows("as_pml_miner", scores, targets, self.miner(scores, targets, anchors=anchors))
+        assert log_weights is not None
+        return log_weights
 
     def extra_repr(self) -> str:
         return f"miner={self.miner!r}, k={self.k}"
@@ -380,6 +392,22 @@ def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return of, torch.arange(len(of), device=of.device) + shift[of]
 
 
+def _joined(found: Iterator[tuple[Tensor, Tensor, Tensor]], mates: _Mates) -> tuple[Tensor, Tensor, Tensor]:
+    """The triplets of all strips, in one buffer that doubles: small pieces would cut up the memory between strips."""
+    buffer, total = mates.order.new_empty(3, 4 * len(mates.anchors)), 0
+    for part in found:
+        end = total + len(part[0])
+        if end > buffer.shape[1]:
+            larger = buffer.new_empty(3, max(end, 2 * buffer.shape[1]))
+            larger[:, :total] = buffer[:, :total]
+            buffer = larger
+        for column, numbers in zip(buffer, part, strict=True):
+            column[total:end] = numbers
+        total = end
+    a, p, n = (column[:total].clone() for column in buffer)
+    return a, p, n
+
+
 def _scorer(critic: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, rows: int) -> Callable[[slice], Tensor]:
     """Forms the scores of up to so many rows of `x` against all of `y`; they may be written to, until the next call."""
     if not factorises(critic):
@@ -443,24 +471,32 @@ def _chosen(log_weights: Tensor, row: Tensor, k: int, *, weighs: bool) -> tuple[
     Returns:
         Numbers of pairs, and columns.
     """
-    kept = log_weights != -torch.inf
-    soft = torch.ones_like(kept[:, 0]) if weighs else (kept & (log_weights != 0)).any(1)
-    if bool(soft.all()):
-        return _drawn(log_weights, row, torch.arange(len(row), device=row.device), k)
-    place = _places(kept if not bool(soft.any()) else kept & ~soft[:, None])
-    of, columns = place // kept.shape[1], place % kept.shape[1]
-    count = of.bincount(minlength=len(kept))
+    top = log_weights.amax(1)
+    soft = torch.ones_like(top, dtype=torch.bool) if weighs else (top != 0) & (top != -torch.inf)
+    if not bool(soft.all()):
+        of, columns = _kept(log_weights, ~soft)
+        # A row whose largest weight is 1 may have others below.
+        soft[of[log_weights[of, columns] != 0]] = True
+        some = ~soft[of]
+        of, columns = of[some], columns[some]
+    else:
+        of = columns = row.new_empty(0)
+    count = of.bincount(minlength=len(soft))
     pair, at = _ranges((count.cumsum(0) - count)[row], count[row])
     pairs = soft[row].nonzero().squeeze(1)
     drawn = _drawn(log_weights, row[pairs], pairs, k)
     return torch.cat([pair, drawn[0]]), torch.cat([columns[at], drawn[1]])
 
 
-def _places(kept: Tensor) -> Tensor:
-    """Where a mask is true, in the flattened mask. On the CPU numpy's search is eight times as fast as torch's."""
-    if kept.device.type != "cpu":
-        return kept.flatten().nonzero().squeeze(1)
-    return torch.from_numpy(kept.numpy().ravel().nonzero()[0])
+def _kept(log_weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What is kept in some rows: numbers of rows, and columns. On the CPU numpy is eight times as fast as torch."""
+    if log_weights.device.type == "cpu":
+        mask = log_weights.numpy() > -math.inf
+        mask &= rows.numpy()[:, None]
+        place = torch.from_numpy(mask.ravel().nonzero()[0])
+    else:
+        place = ((log_weights > -torch.inf) & rows[:, None]).flatten().nonzero().squeeze(1)
+    return place // log_weights.shape[1], place % log_weights.shape[1]
 
 
 def _drawn(log_weights: Tensor, row: Tensor, pairs: Tensor, k: int) -> tuple[Tensor, Tensor]:
