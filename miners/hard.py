@@ -222,7 +222,7 @@ def _ring(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, lower: flo
     # Divided, not multiplied: 0.07 * 100 is more than 7, and rank 7 of 100 would not be at 0.07.
     share = ranks / count.clamp_min(1).to(scores.dtype)
     first = torch.minimum((share < lower).sum(1, keepdim=True), count - 1)
-    kept = (share >= lower) & (share < upper) | (ranks == first)
+    kept = (ranks == first) | (ranks > first) & (share < upper)
     return keep_columns(scores, targets, columns, torch.zeros_like(share).masked_fill_(~kept, -torch.inf))
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from contrastive import load_encoder
 from contrastive.cli import main
+from contrastive.cli.configuration import read_options
+from contrastive.cli.names import set_up
 
 pytestmark = pytest.mark.slow
 
@@ -291,6 +293,28 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, cap
     status = main(["train", *words])
     _one_sentence(subprocess.CompletedProcess(words, status, *capsys.readouterr()), message)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["ring", "--miner.lower", "0.1", "--miner.upper", "0.5"], "ring(lower=0.1, upper=0.5)"),
+        (["multi-similarity", "--miner.epsilon", "1"], "multi_similarity(epsilon=1.0)"),
+        (["margin", "--miner.m", "0.5"], "margin(m=0.5)"),
+        (["random-subset", "--miner.k", "8"], "random_subset(k=8)"),
+        (
+            ["distance-weighted", "--temperature", "0.2", "--projector.out", "24"],
+            "distance_weighted(temperature=0.2, dim=24, cutoff=0.5, limit=1.4)",
+        ),
+        (
+            ["distance-weighted", "--miner.k", "4", "--projector", "none", "--encoder.widths", "[8,16]"],
+            "distance_weighted(temperature=0.1, dim=16, cutoff=0.5, limit=1.4, k=4)",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_miners_by_name_with_what_the_configuration_fills_in(words, name):
+    assert repr(set_up(read_options(["--miner", *words])).miner) == name
 
 
 def test_evaluate_a_run_takes_no_options_of_files(run, capsys):
