@@ -1,0 +1,132 @@
+"""The tables and the figure of the pool bound, from ``results.jsonl`` alone.
+
+python -m benchmarks.pool.report [--figure docs/pool.svg]
+"""
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from benchmarks.pool.lines import lines
+
+SCHEDULE = (2, 4, 6, 8, 10)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Markdown; the first row is the head."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def oracle() -> str:
+    """Exact critics."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines("oracle"):
+        found.setdefault(line["config"]["task"], {})[line["config"]["arm"]] = line
+    arms = ["uniform", "pool k=16", "pool k=64", "pool k=256", "whole", "smile", "nwj"]
+    rows = [["task", "true", *arms, "textbook k=64"]]
+    for task, by_arm in found.items():
+        cells = [_value(by_arm[arm]) for arm in arms if arm in by_arm]
+        truth = f"{by_arm['uniform']['config']['information']:.3f}"
+        rows.append([task, truth, *cells, f"{by_arm['pool k=64']['negatives_alone']:.2f}"])
+    bad = [["proposal", "I = 6", "I = 10"]]
+    names = [arm for arm in found.get("gaussian-10", {}) if arm.startswith("pool")]
+    bad += [[arm, *(_value(found[f"gaussian-{i}"][arm]) for i in (6, 10))] for arm in names]
+    return f"{table(rows)}\n\n{table(bad)}"
+
+
+def _value(line: dict[str, Any]) -> str:
+    if line["status"] != "ok":
+        return "failed"
+    return f"{line['value']:.2f} ({line['spread_of_a_batch']:.2f})"
+
+
+def over_seeds(experiment: str, figures: dict[str, str], by: tuple[str, ...]) -> str:
+    """Means over seeds with the half-width of a t-interval; failed runs are counted."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines(experiment):
+        groups.setdefault(tuple(line["config"][key] for key in by), []).append(line)
+    rows = [[*by, "seeds", *figures]]
+    for key, runs in groups.items():
+        good = [run for run in runs if run["status"] == "ok"]
+        seeds = ", ".join(str(run["seed"]) for run in good) + (f"; {len(runs) - len(good)} failed" * (good != runs))
+        rows.append(
+            [*map(str, key), seeds, *(_mean([run[f] for run in good], format_) for f, format_ in figures.items())]
+        )
+    return table(rows)
+
+
+def _mean(values: list[float], spec: str) -> str:
+    if not values:
+        return ""
+    scale = 100 if spec.endswith("%") else 1
+    mean = f"{scale * statistics.fmean(values):{spec.rstrip('%')}}"
+    if len(values) < 2:
+        return mean
+    half = scale * stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {half:{spec.rstrip('%')}}"
+
+
+def figure(path: Path) -> None:
+    """The Gaussian schedule: what each estimate reads beside what is true."""
+    import matplotlib.pyplot as plt
+
+    found = {(line["config"]["information"], line["config"]["arm"]): line for line in lines("oracle")}
+    shown = {
+        "uniform": ("InfoNCE, K = 64", "#888888", "o"),
+        "smile": ("SMILE (no bound)", "#d95f02", "^"),
+        "nwj": ("NWJ", "#7570b3", "s"),
+        "whole": ("InfoNCE against all 16,384", "#1b9e77", "D"),
+        "pool k=64": ("64 of 16,384 by a known proposal", "#e7298a", "o"),
+    }
+    plt.rcParams["svg.hashsalt"] = "kpair"
+    plot, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    axes.plot([0, 12], [0, 12], color="black", lw=1, label="the truth")
+    for level, name in ((64, "log 64"), (16_384, "log 16,384")):
+        axes.axhline(math.log(level), color="#bbbbbb", lw=1, ls=":")
+        axes.text(1.55, math.log(level) + 0.12, name, color="#777777", fontsize=9)
+    for arm, (label, colour, marker) in shown.items():
+        runs = [found[float(i), arm] for i in SCHEDULE]
+        large = arm == "whole"
+        axes.errorbar(
+            SCHEDULE,
+            [run["value"] for run in runs],
+            [run["spread_of_a_batch"] for run in runs],
+            label=label,
+            color=colour,
+            marker=marker,
+            ms=9 if large else 5,
+            mfc="none" if large else colour,
+            lw=1.5,
+            capsize=3,
+        )
+    axes.set(xlim=(1.5, 10.5), ylim=(0, 14), xlabel="true mutual information, nats", ylabel="estimate, nats")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    plot.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figure", type=Path, help="writes it too")
+    given = parser.parse_args()
+    print(oracle(), "\n")
+    bounds = {"uniform": ".2f", "pool_4096": ".2f", "pool_16384": ".2f", "whole_4096": ".2f"}
+    extra = {"smile": ".2f", "nwj": ".2f", "nwj_spread": ".1f"}
+    print(over_seeds("trained", bounds | extra, ("information", "arm")), "\n")
+    for line in lines("noise"):
+        print(line["config"]["information"], {k: round(v, 2) for k, v in line["gradient_noise"].items()})
+    halves = {"test_bound": ".2f", "pool": ".2f", "whole": ".2f", "negatives_alone": ".2f"}
+    print("\n" + over_seeds("halves", halves, ("arm",)), "\n")
+    percents = {"test_accuracy": ".1f%", "knn": ".1f%", "recall@1": ".1f%", "instance_recall@1": ".1f%"}
+    nats = {"test_bound": ".2f", "test_bound_whole": ".2f", "iterations": ".0f"}
+    print(over_seeds("images", percents | nats, ("arm", "temperature", "seconds")))
+    if given.figure:
+        figure(given.figure)
+
+
+if __name__ == "__main__":
+    main()
