@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from contrastive import InputError
+from contrastive import InputError, allpairs
 from contrastive.retrieval import search
 from miners.neighbors import class_means, hard_class_batches, mine_negatives, neighbour_batches
 
@@ -113,6 +113,102 @@ def test_labels_sorted_by_class_leave_the_first_blocks_empty():
     assert torch.equal(mine_negatives(x, 7, labels=labels).ids, ids)
 
 
+def awkward(kind, generator):
+    """Rows on which a filter of little precision errs the most."""
+    x = torch.randn(700, 20, generator=generator)
+    if kind == "near duplicates":  # of which bfloat16 cannot tell any two apart
+        return torch.randn(1, 20, generator=generator) + 1e-4 * x
+    if kind == "one direction":
+        return torch.ones(20) + 0.05 * x
+    if kind == "lengths":
+        return x * torch.logspace(-3, 3, 700)[torch.randperm(700, generator=generator)][:, None]
+    if kind == "sorted":  # the best ones come last
+        return x[(x @ x[-1]).argsort()]
+    return {"tiny": 1e-18, "huge": 1e17, "plain": 1.0}[kind] * x
+
+
+KINDS = ["plain", "near duplicates", "one direction", "lengths", "sorted", "tiny", "huge"]
+
+
+@metrics
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_filter_loses_nothing(metric, kind, dtype, monkeypatch):
+    monkeypatch.setattr(allpairs, "HEIGHT", 300)
+    monkeypatch.setattr(allpairs, "WIDTH", 256)
+    monkeypatch.setattr(allpairs, "_FIRST_WIDTH", 64)
+    monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where: dtype)
+    generator = torch.Generator().manual_seed(1)
+    x, labels = awkward(kind, generator), torch.randint(0, 5, (700,), generator=generator)
+    # The library's own rows (unit, or centred): what the search decides is checked here, not what preparing rounds.
+    pairs = allpairs.AllPairs("test", x, metric=metric)
+    expected = score_matrix(pairs.rows, "inner_product" if metric == "cosine" else metric).float()
+    threshold = float(expected.flatten().sort().values[-4000])
+    for options in ({}, {"classes": labels, "threshold": threshold}):
+        found = allpairs.AllPairs("test", x, metric=metric, **options).top(9)
+        scores = expected.clone().fill_diagonal_(-torch.inf)
+        if options:
+            scores[(labels[:, None] == labels) | (scores > threshold)] = -torch.inf
+        values = scores.sort(dim=1, descending=True, stable=True).values[:, :9]
+        torch.testing.assert_close(found.scores, values, atol=0, rtol=1e-6)
+        held = found.ids >= 0
+        assert torch.equal(held, values > -torch.inf)
+        row = torch.arange(700)[:, None].expand_as(found.ids)[held]
+        torch.testing.assert_close(scores[row, found.ids[held]], found.scores[held], atol=0, rtol=1e-6)
+        assert all(len(set(ids[ids >= 0].tolist())) == int((ids >= 0).sum()) for ids in found.ids)
+
+
+@metrics
+def test_no_digit_depends_on_blocks_or_precision(metric, monkeypatch):
+    x = torch.cat([torch.randn(150, 9), torch.randint(-1, 2, (150, 9)).float()]).repeat(2, 1)
+    monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where: torch.float32)
+    expected = mine_negatives(x, 11, metric=metric)
+    sizes = [("HEIGHT", 41), ("WIDTH", 128), ("_FIRST_WIDTH", 1), ("_NUMBERS", 100)]
+    for name, size in sizes:
+        monkeypatch.setattr(allpairs, name, size)
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where, dtype=dtype: dtype)
+        found = mine_negatives(x, 11, metric=metric)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.scores, expected.scores)
+
+
+@metrics
+def test_too_many_equals_are_ranked_in_blocks(metric, monkeypatch):
+    monkeypatch.setattr(allpairs, "LIMIT", 3000)
+    ranked = []
+    rank = allpairs.AllPairs._ranked
+    monkeypatch.setattr(allpairs.AllPairs, "_ranked", lambda self, *rest: ranked.append(1) or rank(self, *rest))
+    x = torch.ones(1000, 4)
+    found = mine_negatives(x, 3, metric=metric, labels=torch.arange(1000) // 500)
+    assert ranked
+    assert found.ids.tolist() == [[500, 501, 502]] * 500 + [[0, 1, 2]] * 500
+    # where rows differ it finds what the filter finds
+    y = torch.randn(300, 6)
+    pairs = allpairs.AllPairs("test", y, metric=metric, threshold=middle(y, metric))
+    place, column = pairs._ranked(8, torch.arange(300))
+    assert torch.equal(pairs._ranking(8, torch.arange(300), place, column).ids, pairs.top(8).ids)
+
+
+def test_anchors_of_choice():
+    x = torch.randn(300, 6)
+    anchors = torch.tensor([7, 299, 0])
+    pairs = allpairs.AllPairs("test", x)
+    assert torch.equal(pairs.top(5, anchors).ids, pairs.top(5).ids[anchors])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("positive", [False, True])
+def test_maxima_by_their_bits(dtype, positive):
+    x = torch.randn(5, 64, 7).to(dtype)
+    x[0] = -x[0].abs()
+    x[1, 3] = 0.0
+    found, expected = allpairs._maxima(x, positive), x.amax(1)
+    if positive:
+        found, expected = found.clamp_min(0), expected.clamp_min(0)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,7 +229,7 @@ def test_what_cannot_be_mined_is_said(arguments, message):
 # --- neighbour_batches ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     items=st.integers(2, 60),
     size=st.integers(1, 12),
@@ -165,7 +261,7 @@ def forbidden_pairs(x, *, threshold=None, skip=0, labels=None):
     return (pairs | pairs.T).fill_diagonal_(False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     share=st.sampled_from([0.0, 0.5, 1.0]),
     guarded=st.sets(st.sampled_from(["threshold", "skip", "labels"]), min_size=1),
@@ -255,7 +351,10 @@ def drifting(items, seed=0):
     return Model()
 
 
-@pytest.mark.parametrize("guards", [{}, {"threshold": 0.9, "skip": 2}, {"labels": torch.arange(50) % 25}], ids=str)
+GUARDS = {"none": {}, "threshold": {"threshold": 0.9, "skip": 2}, "labels": {"labels": torch.arange(50) % 25}}
+
+
+@pytest.mark.parametrize("guards", GUARDS.values(), ids=GUARDS)
 @pytest.mark.parametrize("ahead", [0, 3])
 def test_a_killed_run_sees_the_batches_it_would_have_seen(guards, ahead):
     def make():
@@ -269,8 +368,8 @@ def test_a_killed_run_sees_the_batches_it_would_have_seen(guards, ahead):
 
     _, sampler = make()
     whole = stream(sampler)
-    expected = [next(whole)[0] for _ in range(60)]
-    for killed_at in [0, 1, 7, 8, 9, 16, 23, *random.Random(0).sample(range(10, 50), 6)]:
+    expected = [next(whole)[0] for _ in range(40)]
+    for killed_at in [0, 1, 8, 9, 16, *random.Random(0).sample(range(10, 35), 3)]:
         model, sampler = make()
         seen = stream(sampler)
         for _ in range(killed_at):
@@ -282,7 +381,7 @@ def test_a_killed_run_sees_the_batches_it_would_have_seen(guards, ahead):
         sampler.load_state_dict(state)
         assert sampler.state_dict()["again"] == state["again"]
         rest = stream(sampler)
-        assert [next(rest)[0] for _ in range(60 - killed_at + held)] == expected[killed_at - held :]
+        assert [next(rest)[0] for _ in range(40 - killed_at + held)] == expected[killed_at - held :]
 
 
 def test_the_state_survives_a_checkpoint(tmp_path):
