@@ -23,7 +23,7 @@ def made_up(by_class: bool) -> Task:
 
 @pytest.fixture
 def made_up_data(monkeypatch):
-    monkeypatch.setattr(benchmark, "load", lambda data, split, root: made_up(data == "omniglot"))
+    monkeypatch.setattr(benchmark, "load", lambda data, split, root, images: made_up(data == "omniglot"))
 
 
 @pytest.mark.slow

@@ -55,7 +55,6 @@ PRESETS = {
     "tune": Preset("tune", FAMILIES, TEMPERATURES, (100, 101)),
     "report": Preset("test", FAMILIES, None, tuple(range(10))),
     "fixed": Preset("test", ("uniform", "hcl 1"), (0.5,), tuple(range(10))),
-    "beyond": Preset("test", ("uniform",), None, tuple(range(10, 20))),
     "images": Preset("test", IMAGES_ARMS, (0.1, 0.5), tuple(range(5))),
 }
 
@@ -101,8 +100,8 @@ def attempt(experiment: str, config: dict, seed: int, task: object, steps: int |
 def series(data: str, name: str, options: argparse.Namespace) -> None:
     """Runs what is missing of a preset."""
     preset = PRESETS[name]
-    task = load(data, preset.split, options.data_root)
-    experiment = f"mining/{data}/{name}"
+    task = load(data, preset.split, options.data_root, options.images)
+    experiment = f"mining/{data if task.by_class else f'{data}-{len(task.train)}'}/{name}"
     there = [(line["experiment"], line["config"], line["seed"]) for line in read()]
     for seed in options.seeds or preset.seeds:
         for arm in options.arms or preset.arms:
@@ -223,6 +222,7 @@ def main() -> None:
     parser.add_argument("--temperatures", nargs="+", type=float)
     parser.add_argument("--best", type=int, help="only the best so many temperatures of each arm")
     parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--images", type=int, default=15_000, help="training images of fashion-mnist and cifar10")
     parser.add_argument("--data-root")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     options = parser.parse_args()

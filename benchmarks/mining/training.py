@@ -51,24 +51,25 @@ class Task:
     bounds: int = 100
 
 
-def load(data: str, split: str, data_root: str | None) -> Task:
+def load(data: str, split: str, data_root: str | None, images: int = 15_000) -> Task:
     """Reads a task.
 
     Arguments:
         data: ``omniglot``, ``fashion-mnist`` or ``cifar10``.
         split: ``test``, or ``tune``, which leaves the test images aside (Omniglot alone).
         data_root: as in `contrastive.data`.
+        images: how many training images of `fashion-mnist` and `cifar10`.
     """
     if data == "omniglot":
-        images = omniglot(data_root)
-        train, test = images.train, images.test
+        characters = omniglot(data_root)
+        train, test = characters.train, characters.test
         if split == "tune":
-            alphabet = [name.split("/")[0] in TUNING_ALPHABETS for name in images.classes]
+            alphabet = [name.split("/")[0] in TUNING_ALPHABETS for name in characters.classes]
             held_out = torch.tensor(alphabet)[train.labels]
             train, test = train.subset(~held_out), train.subset(held_out)
         view = RandomView(1, zoom=1.2, rotation=10.0, mirror=False, erase=0.0)
         return Task(train, test, True, view, steps=600)
-    small: ImageData = limit({"fashion-mnist": fashion_mnist, "cifar10": cifar10}[data](data_root), 15_000)
+    small: ImageData = limit({"fashion-mnist": fashion_mnist, "cifar10": cifar10}[data](data_root), images)
     view = RandomView(small.train.images.shape[1])
     return Task(small.train, small.test, False, view, steps=4 * (len(small.train) // 256))
 
