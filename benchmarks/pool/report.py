@@ -87,7 +87,7 @@ def figure(path: Path) -> None:
     axes.plot([0, 12], [0, 12], color="black", lw=1, label="the truth")
     for level, name in ((64, "log 64"), (16_384, "log 16,384")):
         axes.axhline(math.log(level), color="#bbbbbb", lw=1, ls=":")
-        axes.text(1.55, math.log(level) + 0.12, name, color="#777777", fontsize=9)
+        axes.text(10.6, math.log(level), name, color="#777777", fontsize=9, va="center")
     for arm, (label, colour, marker) in shown.items():
         runs = [found[float(i), arm] for i in SCHEDULE]
         large = arm == "whole"

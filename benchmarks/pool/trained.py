@@ -160,14 +160,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     tasks = {information: gaussian(information) for information in given.information}
-    for information, task in tasks.items():
-        config = {"information": information, "k": K, "pool": POOL}
-        run("noise", config, 0, lambda task=task: noise(task, 0))
     for seed in range(given.seeds):
         for information, task in tasks.items():
             for arm in ARMS:
                 config = {"information": information, "arm": arm, "k": K, "pool": POOL, "steps": given.steps}
                 run("trained", config, seed, lambda task=task, arm=arm, seed=seed: train(task, arm, seed, given.steps))
+    for information, task in tasks.items():
+        config = {"information": information, "k": K, "pool": POOL}
+        run("noise", config, 0, lambda task=task: noise(task, 0))
 
 
 if __name__ == "__main__":
