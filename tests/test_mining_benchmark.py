@@ -68,7 +68,7 @@ def test_a_difference_is_paired_by_seed(tmp_path, monkeypatch):
                 line |= {"config": {"arm": arm, "temperature": 0.1}}
                 line |= {"figures": {"recall@1": value, "map@r": value, "features_recall@1": value}}
                 file.write(json.dumps(line) + "\n")
-    assert "+2.00 ± 0.00 (3)" in benchmark.tables()
+    assert "+2.00 ± 0.00 (3) at 0.1" in benchmark.tables()
 
 
 def test_images_are_measured_by_probes():

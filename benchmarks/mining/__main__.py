@@ -135,7 +135,7 @@ def interval(values: list[float]) -> str:
 def difference(values: dict[int, float], reference: dict[int, float]) -> str:
     """Mean paired difference with its 95 % t-interval."""
     seeds = sorted(values.keys() & reference.keys())
-    if not seeds or values is reference:
+    if not seeds:
         return ""
     text = interval([values[seed] - reference[seed] for seed in seeds])
     return f"{text if text.startswith('-') else '+' + text} ({len(seeds)})"
@@ -174,20 +174,19 @@ def tuning_table(data: str) -> str:
 
 
 def results_table(experiment: str, figures: tuple[str, ...]) -> str:
-    """An arm and temperature a row: mean, paired difference to the reference, every seed."""
+    """An arm and temperature a row: mean, difference to the reference at each of its temperatures, every seed."""
     of = {figure: by_arm(experiment, figure) for figure in figures}
     first = figures[0]
-    head = [f"{figure}" for figure in figures] + [f"difference in {figure} (pairs)" for figure in figures[:2]]
+    head = [*figures, *(f"difference in {figure} (pairs) from the reference" for figure in figures[:2])]
     rows = [("arm", "temperature", *head, f"{first} of every seed")]
-    # A reference at its own best temperature, or at the arm's where it was run at several.
     keys = sorted(of[first], key=lambda key: (list(ARMS).index(key[0]), key[1]))
     for arm, temperature in keys:
-        reference = ARMS[arm].reference
-        key = (reference, temperature)
-        if key not in of[first]:
-            key = next((k for k in keys if k[0] == reference), None)
         cells = [interval(list(of[figure][arm, temperature].values())) for figure in figures]
-        cells += [difference(of[figure][arm, temperature], of[figure].get(key, {})) for figure in figures[:2]]
+        references = [key for key in keys if key[0] == ARMS[arm].reference != arm]
+        for figure in figures[:2]:
+            values = of[figure]
+            texts = [(key[1], difference(values[arm, temperature], values[key])) for key in references]
+            cells.append("; ".join(f"{text} at {at}" for at, text in texts if text))
         seeds = of[first][arm, temperature]
         listed = ", ".join(f"{seed}: {100 * seeds[seed]:.1f}" for seed in sorted(seeds))
         rows.append((arm, str(temperature), *cells, listed))
