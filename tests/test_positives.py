@@ -135,10 +135,14 @@ class TestChosenByScore:
 
 
 def test_semihard_falls_back_to_the_easiest():
-    scores = torch.tensor([[1.0, 3.0, 2.0, 5.0], [1.0, 3.0, 2.0, 3.0], [1.0, 3.0, 2.0, 1.5], [1.0, 3.0, 2.0, 0.0]])
-    mask = torch.tensor([[True, True, True, False]] * 4)
-    # A negative as high as the easiest positive is not below it.
-    assert semihard_positive(scores, mask).tolist() == [1, 1, 2, 0]
+    scores = torch.tensor([[1.0, 3.0, 2.0, 5.0], [1.0, 3.0, 2.0, 1.5], [1.0, 3.0, 2.0, 0.0]])
+    mask = torch.tensor([[True, True, True, False]] * 3)
+    assert semihard_positive(scores, mask).tolist() == [1, 2, 0]
+
+
+def test_semihard_is_above_the_negative_and_not_beside_it():
+    mask = torch.tensor([[True, True, True, False]])
+    assert semihard_positive(torch.tensor([[1.0, 3.0, 2.0, 2.0]]), mask).tolist() == [1]
 
 
 class TestWithoutOtherPositives:
