@@ -158,6 +158,23 @@ def test_the_filter_loses_nothing(metric, kind, dtype, monkeypatch):
         assert all(len(set(ids[ids >= 0].tolist())) == int((ids >= 0).sum()) for ids in found.ids)
 
 
+@pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
+@pytest.mark.parametrize("kind", [*KINDS, "whole numbers"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_filter_is_off_by_no_more_than_it_says(metric, kind, dtype):
+    generator = torch.Generator().manual_seed(1)
+    if kind == "whole numbers":  # exact in bfloat16, but for the result
+        x = torch.randint(-7, 8, (700, 20), generator=generator).float()
+    else:
+        x = awkward(kind, generator)
+    codes = allpairs._Filter.of(x, metric, dtype)
+    x = x.double() * codes.scale
+    expected = x @ x.T - (x.square().sum(1) / 2 if metric == "euclidean" else 0.0)
+    off = ((codes.queries @ codes.gallery.T).double() - expected).abs().amax(1) / codes.error
+    assert float(off.max()) <= 1
+    assert float(codes.error.max()) < 0.05  # of products of about 1 at most: it says something
+
+
 @metrics
 def test_no_digit_depends_on_blocks_or_precision(metric, monkeypatch):
     x = torch.cat([torch.randn(150, 9), torch.randint(-1, 2, (150, 9)).float()]).repeat(2, 1)
@@ -382,6 +399,22 @@ def test_a_killed_run_sees_the_batches_it_would_have_seen(guards, ahead):
         assert sampler.state_dict()["again"] == state["again"]
         rest = stream(sampler)
         assert [next(rest)[0] for _ in range(40 - killed_at + held)] == expected[killed_at - held :]
+
+
+def test_an_epoch_that_guards_end_early_searches_no_second_time():
+    def make():
+        model = drifting(6)
+        return model, neighbour_batches(6, 2, model, every=1, labels=[0, 0, 0, 0, 1, 2])
+
+    model, sampler = make()
+    assert len(list(sampler)) < len(sampler) == 3
+    state, calls, step = sampler.state_dict(), model.calls, sampler.step
+    assert calls == step + 1  # the step that found no batch has searched already
+    _, resumed = make()
+    resumed.load_state_dict(state)
+    for one in (sampler, resumed):
+        next(iter(one))
+    assert (model.calls, resumed._source.calls) == (calls, 0)
 
 
 def test_the_state_survives_a_checkpoint(tmp_path):
