@@ -159,12 +159,14 @@ def test_the_filter_loses_nothing(metric, kind, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
-@pytest.mark.parametrize("kind", [*KINDS, "whole numbers"])
+@pytest.mark.parametrize("kind", [*KINDS, "whole numbers", "all errors of one sign"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_filter_is_off_by_no_more_than_it_says(metric, kind, dtype):
     generator = torch.Generator().manual_seed(1)
     if kind == "whole numbers":  # exact in bfloat16, but for the result
         x = torch.randint(-7, 8, (700, 20), generator=generator).float()
+    elif kind == "all errors of one sign":  # of both rows, and of their product: 257 is rounded to 256
+        x = torch.full((64, 257), 1 + 0.99 * 2.0**-8)
     else:
         x = awkward(kind, generator)
     codes = allpairs._Filter.of(x, metric, dtype)
