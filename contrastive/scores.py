@@ -53,8 +53,8 @@ class MiningFacts:
         drawn: whether the `mass` negatives that are kept are drawn at random, without replacement.
         proposal: whether the candidates come from a known distribution of their own, and the weights, the positive's
             included, are the ratios that undo it.
-        hardest: whether the `mass` negatives that are kept, with weight 1, are those of the highest scores: their columns
-            then say all there is to say.
+        hardest: whether the `mass` negatives that are kept, with weight 1, are those of the highest scores: their
+            columns then say all there is to say.
         why: why it guarantees nothing, in a clause; for the reader of a bound.
     """
 
