@@ -404,7 +404,7 @@ def _joined(found: Iterator[tuple[Tensor, Tensor, Tensor]], mates: _Mates) -> tu
         for column, numbers in zip(buffer, part, strict=True):
             column[total:end] = numbers
         total = end
-    a, p, n = (column[:total].clone() for column in buffer)
+    a, p, n = buffer[:, :total]
     return a, p, n
 
 

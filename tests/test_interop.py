@@ -202,6 +202,13 @@ class TestNothingToMine:
         assert [z.shape for z in found] == [(0,)] * 3
         assert triplets(found) == set()
 
+    def test_no_miner_is_asked_about_an_anchor_without_a_positive_or_a_negative(self):
+        def miner(scores, targets, *, anchors=None):
+            raise AssertionError
+
+        for labels in ([0, 0, 0], [0, 1, 2]):
+            assert len(as_pml_miner(miner)(batch(3), torch.tensor(labels))[0]) == 0
+
     def test_a_batch_of_one_without_labels(self):
         assert triplets(as_pml_miner(topk(2))(batch(1), ref_emb=batch(1))) == set()
 
@@ -308,6 +315,15 @@ class TestSoftWeights:
         x, labels = batch(6), torch.arange(6) // 2
         found = triplets(as_pml_miner(hcl(1e5), k=k)(x, labels))
         assert found == triplets(as_pml_miner(topk(k))(x, labels))
+
+    @pytest.mark.parametrize("k", [1, 2])
+    def test_a_row_is_soft_whose_largest_weight_is_one(self, k):
+        def relative(scores, targets, *, anchors=None):
+            others = scores.scatter(1, targets[:, None], -math.inf)
+            return (scores - others.amax(1, keepdim=True)).scatter(1, targets[:, None], 0.0)
+
+        found = as_pml_miner(relative, k=k)(batch(12), torch.arange(12) // 3)
+        assert len(triplets(found)) == 12 * 2 * k
 
     @pytest.mark.usefixtures("_strips")
     @pytest.mark.parametrize("k", [1, 2])

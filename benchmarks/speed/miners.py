@@ -37,7 +37,7 @@ from contrastive.interop import as_pml_miner
 from miners import distance_weighted, hardest, hcl, semihard, topk
 
 WIDTH, PER_CLASS, STRIP = 128, 4, 256
-Mine = Callable[[Tensor, Tensor], object]
+Mine = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def products(x: Tensor, labels: Tensor) -> None:
@@ -80,8 +80,8 @@ GOALS = {
     ("hard", 4096, "kpair top 16", "PML MultiSimilarity"): [Goal(20)],
     ("distance-weighted", 1024, "kpair distance-weighted, drawn", "PML DistanceWeighted"): [Goal(50)],
 }
-# From this B on memory is held to a strip of 256 rows, times so many copies, in floats: linear in B. That of smaller
-# batches is lost in what the libraries take.
+# From this B on memory is measured, and held to a strip of 256 rows, times so many copies, in floats, and to the
+# triplets in a buffer that doubles. That of smaller batches is lost in what the libraries take.
 SMALLEST_MEASURED, COPIES = 4096, 8
 
 
@@ -126,8 +126,9 @@ def measured(work: str, b: int, *, seconds: float, with_memory: bool) -> Iterato
             goals = GOALS.get((work, b, ours, peer), [])
             label = peer if setting.precision == "highest" else f"{peer} ({setting.precision})"
             yield from compared(f"{work}, B = {b}", ours, peer, times, megabytes, goals, label=label)
-        if ours in megabytes and b >= SMALLEST_MEASURED:
-            used, allowed = megabytes[ours], COPIES * STRIP * b * 4 / 1e6
+        if ours in megabytes:
+            triplets = len(WORKS[work][ours][0]()(x, labels)[0])
+            used, allowed = megabytes[ours], (COPIES * STRIP * b * 4 + 2 * triplets * 3 * 8) / 1e6
             yield Row(
                 work=f"{work}, B = {b}",
                 ours=ours,
@@ -138,7 +139,7 @@ def measured(work: str, b: int, *, seconds: float, with_memory: bool) -> Iterato
                 spread=None,
                 ours_mb=used,
                 peer_mb=None,
-                goal=f"within {allowed:.0f} MB: {COPIES} strips of {STRIP} rows (all scores: {b * b * 4 / 1e6:.0f})",
+                goal=f"within {allowed:.0f} MB: {COPIES} strips, {triplets} triplets (matrix: {b * b * 4 / 1e6:.0f})",
                 met=used is not None and used <= allowed,
             )
 
@@ -161,7 +162,8 @@ def main() -> None:
     about = context(options.threads)
     for b in options.sizes:
         for work in WORKS:
-            for row in measured(work, b, seconds=options.seconds, with_memory=not options.no_memory):
+            with_memory = not options.no_memory and b >= SMALLEST_MEASURED
+            for row in measured(work, b, seconds=options.seconds, with_memory=with_memory):
                 rows.append(row)
                 print(f"{row.work}: {row.ours} beside {row.peer}", flush=True)
             write(rows, options.json, about)
