@@ -36,7 +36,7 @@ def topk(k: int) -> Miner:
         | https://arxiv.org/abs/2012.09740
     """
     check_count("topk", k)
-    return Miner(partial(_topk, k=k), name=f"topk(k={k})", facts=MiningFacts(mass=k, monotone=True))
+    return Miner(partial(_topk, k=k), name=f"topk(k={k})", facts=MiningFacts(mass=k, monotone=True, hardest=True))
 
 
 def hardest() -> Miner:
@@ -53,7 +53,7 @@ def hardest() -> Miner:
         | In Defense of the Triplet Loss for Person Re-Identification (Hermans et al., 2017)
         | https://arxiv.org/abs/1703.07737
     """
-    return Miner(partial(_topk, k=1), name="hardest()", facts=MiningFacts(mass=1, monotone=True))
+    return Miner(partial(_topk, k=1), name="hardest()", facts=MiningFacts(mass=1, monotone=True, hardest=True))
 
 
 def semihard(margin: float, *, fallback: WeighsNegatives | None = None) -> Miner:

@@ -380,6 +380,11 @@ class TestEveryMiner:
                 uniform = mine(uniform, scores, targets).exp()
                 floor = (uniform * scores.exp() * present).sum(1)
             assert ((weights * scores.exp() * present).sum(1) >= floor * (1 - 1e-12)).all()
+        if facts.hardest:
+            lowest = scores.masked_fill(~present | (weights == 0), torch.inf).amin(1)
+            highest = scores.masked_fill(~present | (weights > 0), -torch.inf).amax(1)
+            assert ((weights == 0) | (weights == 1)).all()
+            assert (lowest >= highest).all()
         if facts.proposal:
             assert torch.equal(weights, torch.full_like(scores, math.exp(0.5)))
         assert bool(facts.why) != (facts.proposal or (facts.mass is not None and facts.monotone))
@@ -390,8 +395,8 @@ class TestEveryMiner:
 
 
 def test_the_facts_that_are_claimed():
-    assert topk(3).facts == MiningFacts(mass=3, monotone=True)
-    assert hardest().facts == MiningFacts(mass=1, monotone=True)
+    assert topk(3).facts == MiningFacts(mass=3, monotone=True, hardest=True)
+    assert hardest().facts == MiningFacts(mass=1, monotone=True, hardest=True)
     assert hcl(2.0).facts == debiased(0.0).facts == MiningFacts(mass="all", monotone=True)
     assert detached(topk(3)).facts == topk(3).facts
     assert ring(0.0, 1.0).facts == margin(0.5).facts == MiningFacts(mass="all", monotone=True)
@@ -997,7 +1002,7 @@ class TestChain:
     @pytest.mark.parametrize(
         ("parts", "facts"),
         [
-            ([topk(3)], MiningFacts(mass=3, monotone=True)),
+            ([topk(3)], MiningFacts(mass=3, monotone=True, hardest=True)),
             ([importance(0.0)], MiningFacts(proposal=True)),
             ([semihard(1.0)], semihard(1.0).facts),
             ([hcl(1.0), hcl(2.0)], MiningFacts(mass="all", monotone=True)),
