@@ -327,11 +327,15 @@ def test_interrupted_by_the_keyboard(tmp_path):
         [sys.executable, "-m", "kpair", "train", *SMALL, "--epochs", "5000", "--out", "run"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.time() + 120
-    while not any((tmp_path / "run" / "checkpoints").glob("*.ckpt")) and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=120)
+    try:
+        deadline = time.time() + 120
+        while not any((tmp_path / "run" / "checkpoints").glob("*.ckpt")) and time.time() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=120)
+    finally:
+        process.kill()  # where it did not stop (a shell's background job ignores the signal), it would train for hours
+        process.wait()
     assert process.returncode == 130
     assert "--resume auto" in shown
     assert "Traceback" not in shown
