@@ -157,13 +157,7 @@ class AllPairs:
             counts = self._counts(anchors[:, None], columns)
             if self.threshold is not None:
                 counts &= scores <= self.threshold
-            values, chosen = retrieval._largest(scores.masked_fill_(~counts, -torch.inf), min(k, len(y)))
-            chosen = chosen + start
-            if best is not None:  # both halves are in order, and the earlier ids come first
-                values, chosen = torch.cat([best[0], values], 1), torch.cat([best[1], chosen], 1)
-                values, order = values.sort(dim=1, descending=True, stable=True)
-                values, chosen = values[:, :k], chosen.gather(1, order[:, :k])
-            best = values, chosen
+            best = retrieval.with_block(best, scores.masked_fill_(~counts, -torch.inf), start, k)
         assert best is not None
         place, rank = (best[0] > -torch.inf).nonzero(as_tuple=True)
         return place, best[1][place, rank]

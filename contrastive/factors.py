@@ -159,7 +159,7 @@ class UnitRows:
             gradient.mul_(factor).mul_(self._inverse[part])
 
 
-def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def normalize(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     r"""Scales rows to unit length in at least float32; a zero row stays zero, with gradient zero.
 
     `torch.nn.functional.normalize` gives NaN for a zero row in half precision and a gradient of 1e12 in single.
@@ -170,10 +170,10 @@ def normalize(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """
     x = as_float32(x)
     # The largest entry first: squares of 1e-25 or 1e25 leave float32.
-    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
+    largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
     nonzero = largest != 0  # a NaN is not zero: the row stays broken, and a loss names it
     scaled = x / largest.masked_fill(~nonzero, 1.0)
-    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).masked_fill(~nonzero, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).masked_fill(~nonzero, 1.0)
     return torch.where(nonzero, scaled / length, 0.0)
 
 

@@ -527,15 +527,28 @@ def _torch_rows(
         if own is not None:
             inside = ((own >= first) & (own < first + scores.shape[1])).nonzero().squeeze(1)
             scores[inside, own[inside] - first] = -torch.inf
-        values, columns = _largest(scores, min(k, scores.shape[1]))
-        columns += first
-        if best is not None:  # both halves are in order, and the earlier ids come first
-            values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            values, columns = values[:, :k], columns.gather(1, order[:, :k])
-        best = values, columns
+        best = with_block(best, scores, first, k)
     assert best is not None
     return best
+
+
+def with_block(best: tuple[Tensor, Tensor] | None, scores: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores so far and their columns, in order, after one more block of columns.
+
+    Arguments:
+        best: of the blocks before; None: there were none.
+        scores: of the block.
+        first: the column of its first.
+        k: how many are kept.
+    """
+    values, columns = _largest(scores, min(k, scores.shape[1]))
+    columns = columns + first
+    if best is None:
+        return values, columns
+    # Both halves are in order, and the earlier ids come first.
+    values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], columns.gather(1, order[:, :k])
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

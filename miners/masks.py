@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrastive.factors import normalize, product
 from contrastive.scores import MiningFacts, check_rows, check_targets, eager_on_cpu, negatives
-from miners._rows import SCORED, cosines, refuse_broken_rows, unit
+from miners._rows import SCORED, refuse_broken_rows
 from miners.hard import columns_of_largest
 from miners.miner import Miner, check_count
 
@@ -402,7 +403,7 @@ def _checked_views(
         )
     refuse_broken_rows(function, "support", support)
     refuse_broken_rows(function, "candidates", candidates)
-    views, rows = unit(support), unit(candidates)
+    views, rows = normalize(support.detach()), normalize(candidates.detach())
     dtype = torch.promote_types(views.dtype, rows.dtype)
     return views.to(dtype), rows.to(dtype)
 
@@ -416,7 +417,7 @@ def _detected(views: Tensor, candidates: Tensor, apart: Tensor, k: int, threshol
     for start in range(0, len(views), step):
         rows = slice(start, start + step)
         block = views[rows]
-        likeness = cosines(block.flatten(0, 1), candidates).view(*block.shape[:2], -1).amax(1)
+        likeness = product(block.flatten(0, 1), candidates).view(*block.shape[:2], -1).amax(1)
         likeness.masked_fill_(apart[rows], -torch.inf)
         columns = columns_of_largest(likeness, min(k, len(candidates)))
         values = likeness.gather(1, columns)

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrastive.factors import normalize, product
 from contrastive.scores import check_positives, check_rows, eager_on_cpu
-from miners._rows import SCORED, cosines, refuse_broken_rows, unit
+from miners._rows import SCORED, refuse_broken_rows
 
 __all__ = ["hard_positive", "nearest_positive", "semihard_positive", "without_other_positives"]
 
@@ -55,10 +56,10 @@ def nearest_positive(
         )
     refuse_broken_rows("nearest_positive", "queries", queries)
     refuse_broken_rows("nearest_positive", "queue", queue)
-    u, v = unit(queries), unit(queue)
+    u, v = normalize(queries.detach()), normalize(queue.detach())
     dtype = torch.promote_types(u.dtype, v.dtype)
     v = v.to(dtype)
-    nearest = [cosines(part.to(dtype), v).argmax(1) for part in torch.split(u, max(1, SCORED // len(v)))]
+    nearest = [product(part.to(dtype), v).argmax(1) for part in torch.split(u, max(1, SCORED // len(v)))]
     return queue.detach()[torch.cat(nearest)]
 
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from contrastive.factors import normalize
 from contrastive.scores import check_rows, negatives
-from miners._rows import unit
 from miners.hard import columns_of_largest
 
 __all__ = ["mix_hardest"]
@@ -92,15 +92,15 @@ def mix_hardest(
     if not absent.numel():
         return candidates.new_zeros(*absent.shape, candidates.shape[1]), absent
     ranked = _ranked(scores.masked_fill(~kept, -torch.inf), min(hardest, scores.shape[1]))
-    rows = unit(candidates)
+    rows = normalize(candidates.detach())
     first, second = (_drawn(rows, ranked, count, pairs) for _ in range(2))
     share = torch.rand(*first.shape[:2], 1, dtype=rows.dtype, device=rows.device)
     parts = [share * first + (1 - share) * second]
     if with_anchor:
         other = _drawn(rows, ranked, count, with_anchor)
         share = torch.rand(*other.shape[:2], 1, dtype=rows.dtype, device=rows.device) / 2
-        parts.append(share * unit(anchors)[:, None] + (1 - share) * other)
-    mixed = unit(torch.cat(parts, 1)).masked_fill(absent[:, :, None], 0.0)
+        parts.append(share * normalize(anchors.detach())[:, None] + (1 - share) * other)
+    mixed = normalize(torch.cat(parts, 1)).masked_fill(absent[:, :, None], 0.0)
     return mixed.to(candidates.dtype), absent
 
 

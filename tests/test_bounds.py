@@ -11,7 +11,7 @@ from torch import nn
 
 from contrastive import Bound, decoupled_loss, infonce_bound, kpair_loss, nwj_bound
 from contrastive.scores import MiningFacts
-from miners import debiased, detached, hardest, hcl, semihard, topk
+from miners import debiased, detached, hardest, hcl, importance, random_subset, semihard, topk
 
 
 def mean(values):
@@ -123,6 +123,62 @@ class TestInfonce:
             assert math.isnan(bound.constant)
             assert math.isnan(bound.cap)
             assert bound.reason
+
+    @pytest.mark.parametrize("miner", [None, topk(3), hcl(1.0), importance(0.5)], ids=repr)
+    def test_candidates_that_are_not_independent(self, miner):
+        bound = infonce_bound(torch.randn(4, 6), miner=miner, independent=False)
+        assert bound.status == "not a bound"
+        assert math.isnan(bound.value)
+        assert math.isnan(bound.constant)
+        assert math.isnan(bound.cap)
+        assert "not independent" in bound.reason
+        assert "theorem D" in bound.reason
+
+    @pytest.mark.parametrize("miner", [semihard(1.0), debiased(0.1), hcl(1.0, 0.1), topk(2), hcl(2.0)], ids=repr)
+    def test_the_share_of_rows_that_pass(self, miner):
+        scores, targets = scores_with_gaps(60, 9, scale=2.0)
+        weights = miner(scores, targets).exp()
+        passes = []
+        for row, t, weight in zip(scores.tolist(), targets.tolist(), weights.tolist(), strict=True):
+            kept = [j for j in range(9) if j != t and row[j] > -INF]
+            mass = miner.facts.mass if isinstance(miner.facts.mass, int) else len(kept)
+            plain = math.fsum(math.exp(row[j]) for j in kept) * min(mass, len(kept)) / max(1, len(kept))
+            passes.append(math.fsum(weight[j] * math.exp(row[j]) for j in kept) >= plain * (1 - 1e-9))
+        bound = infonce_bound(scores, targets, miner=miner)
+        assert bound.passing == pytest.approx(mean(passes), abs=1e-12)
+        assert (bound.passing == 1.0) == (bound.status == "bound")
+
+    def test_passing_says_nothing_of_draws_and_proposals(self):
+        scores, targets = scores_with_gaps(6, 9)
+        for miner in (random_subset(2), importance(0.5)):
+            assert math.isnan(infonce_bound(scores, targets, miner=miner).passing)
+        empty = torch.tensor([[1.0, -INF], [0.0, 0.0]])
+        assert infonce_bound(empty, miner=topk(1)).passing == 1.0
+
+    def test_a_known_proposal(self):
+        scores, targets = scores_with_gaps(6, 9, absent=0.0)
+        log_q = torch.randn(9, dtype=torch.float64)
+        bound = infonce_bound(scores, targets, miner=importance(log_q))
+        loss = references.kpair(scores, targets, (-log_q).expand(6, 9))
+        assert bound.status == "bound"
+        assert "theorem C" in bound.reason
+        assert bound.constant == pytest.approx(math.log(9), abs=1e-15)
+        assert bound.value == pytest.approx(math.log(9) - mean(loss), abs=1e-13)
+        assert bound.cap == pytest.approx(math.log(9) + float(log_q[targets].mean()), abs=1e-13)
+        alone = infonce_bound(scores, targets, miner=importance(log_q, positive=False))
+        assert alone.status == "not a bound"
+        assert "the negatives alone" in alone.reason
+
+    def test_the_reason_names_the_theorem(self):
+        scores = torch.randn(6, 6)
+        for miner, words in (
+            (None, "theorem A"),
+            (topk(3), "log(1 + 3) - L is a lower bound (theorem B"),
+            (hcl(1.0), "log K - L is a lower bound (theorem B"),
+            (random_subset(3), "draws 3 negatives"),
+            (semihard(1.0), "drops the hardest negatives (theorem D)"),
+        ):
+            assert words in infonce_bound(scores, miner=miner).reason
 
     @pytest.mark.parametrize("function", [infonce_bound, nwj_bound])
     def test_input_is_checked(self, function):

@@ -276,7 +276,7 @@ class TestFalseNegatives:
             seen.append(len(u) * len(v))
             return u @ v.T
 
-        monkeypatch.setattr(masks, "cosines", spy)
+        monkeypatch.setattr(masks, "product", spy)
         monkeypatch.setattr(masks, "SCORED", 1000)
         detect_false_negatives(torch.randn(50, 2, 4), torch.randn(70, 4))
         assert max(seen) <= 1000

@@ -211,14 +211,14 @@ class TestNearest:
     def test_blocks_change_nothing(self, monkeypatch, scored):
         queries, queue = torch.randn(30, 6), torch.randn(50, 6)
         expected = nearest_positive(queries, queue)
-        seen, plain = [], positives.cosines
+        seen, plain = [], positives.product
 
         def spy(u, v):
             seen.append(len(u) * len(v))
             return plain(u, v)
 
         monkeypatch.setattr(positives, "SCORED", scored)
-        monkeypatch.setattr(positives, "cosines", spy)
+        monkeypatch.setattr(positives, "product", spy)
         assert torch.equal(nearest_positive(queries, queue), expected)
         assert max(seen) <= max(50, scored)
         assert sum(seen) == 30 * 50

@@ -17,7 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from scipy import stats
+from benchmarks import lines
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
@@ -67,13 +67,7 @@ def run(preset: str, arm: str, seed: int, data_root: str | None) -> dict:
             line |= {"iterations": 0, "test_accuracy": None, "test_bound": None, "train_bound": None}
             line["error"] = done.stderr.strip().splitlines()[-1:]
             line["versions"] = {"torch": version("torch")}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return {**line, "commit": commit.stdout.strip()}
-
-
-def read() -> list[dict]:
-    """All runs so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return {**line, "commit": lines.commit()}
 
 
 def interval(values: list[float]) -> str:
@@ -81,14 +75,13 @@ def interval(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{100 * mean:5.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{100 * mean:5.1f} ± {100 * half:.1f}"
+    return f"{100 * mean:5.1f} ± {100 * lines.half_width(values):.1f}"
 
 
 def table(preset: str) -> str:
     """Every run, the means by arm, the baselines, and the paired difference of the miner."""
-    lines = [line for line in read() if line["experiment"] == f"main_job/{preset}"]
-    good = [line for line in lines if line["status"] == "ok"]
+    runs = [line for line in lines.read(RESULTS) if line["experiment"] == f"main_job/{preset}"]
+    good = [line for line in runs if line["status"] == "ok"]
     rows = [("", *FIGURES, "images/s", "peak MB", "seconds")]
     for line in good:
         cost = line["cost"]
@@ -114,7 +107,7 @@ def table(preset: str) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     text = "\n".join(" | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     text += f"\ncommits: {', '.join(sorted({line['commit'] for line in good}))}"
-    failed = [line for line in lines if line["status"] != "ok"]
+    failed = [line for line in runs if line["status"] != "ok"]
     return text + "".join(f"\nfailed: {line['config']['arm']}, seed {line['seed']}: {line['error']}" for line in failed)
 
 
@@ -128,14 +121,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     if not options.table:
-        there = [(line["experiment"], line["config"], line["seed"]) for line in read() if line["status"] == "ok"]
+        found = lines.read(RESULTS)
+        there = [(line["experiment"], line["config"], line["seed"]) for line in found if line["status"] == "ok"]
         for seed in range(options.seeds):
             for arm in options.arms:
                 config = {"arm": arm, "options": [*PRESETS[options.preset], *ARMS[arm]]}
                 if (f"main_job/{options.preset}", config, seed) not in there:
                     line = run(options.preset, arm, seed, options.data_root)
-                    with RESULTS.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    lines.append(RESULTS, line)
                     print(f"{options.preset}, {arm}, seed {seed}: {line['status']}, {line['seconds']} s", flush=True)
     print(table(options.preset))
 

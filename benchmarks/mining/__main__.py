@@ -10,9 +10,7 @@ the other on one thread.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -20,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from scipy import stats
 
+from benchmarks import lines
 from benchmarks.mining.arms import ARMS
 from benchmarks.mining.training import load, run
 
@@ -61,7 +59,7 @@ PRESETS = {
 
 def read() -> list[dict]:
     """All runs so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return lines.read(RESULTS)
 
 
 def ranked(data: str, arm: str) -> list[float]:
@@ -88,11 +86,10 @@ def attempt(experiment: str, config: dict, seed: int, task: object, steps: int |
         line |= {"status": "ok", "figures": run(task, arm, config["temperature"], seed, steps)}
     except (FloatingPointError, ValueError, RuntimeError) as error:
         line |= {"status": "failed", "figures": None, "error": f"{type(error).__name__}: {error}"}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return {
         **line,
         "seconds": round(time.perf_counter() - start, 1),
-        "commit": commit.stdout.strip(),
+        "commit": lines.commit(),
         "versions": {"torch": torch.__version__, "kpair": version("kpair"), "threads": torch.get_num_threads()},
     }
 
@@ -113,8 +110,7 @@ def series(data: str, name: str, options: argparse.Namespace) -> None:
                 if (experiment, config, seed) in there:
                     continue
                 line = attempt(experiment, config, seed, task, preset.steps)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                lines.append(RESULTS, line)
                 there.append((experiment, config, seed))
                 told = "failed" if line["figures"] is None else f"recall@1 {100 * line['figures']['recall@1']:.2f}"
                 print(f"{name}, {arm}, {temperature}, seed {seed}: {told}, {line['seconds']} s", flush=True)
@@ -128,8 +124,7 @@ def interval(values: list[float]) -> str:
     mean = 100 * statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.2f}"
-    half = 100 * stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{mean:.2f} ± {100 * lines.half_width(values):.2f}"
 
 
 def difference(values: dict[int, float], reference: dict[int, float]) -> str:
@@ -139,12 +134,6 @@ def difference(values: dict[int, float], reference: dict[int, float]) -> str:
         return ""
     text = interval([values[seed] - reference[seed] for seed in seeds])
     return f"{text if text.startswith('-') else '+' + text} ({len(seeds)})"
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a markdown table, the first of them its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def by_arm(experiment: str, figure: str) -> dict[tuple[str, float], dict[int, float]]:
@@ -170,7 +159,7 @@ def tuning_table(data: str) -> str:
                 text = "" if not seeds else f"{100 * statistics.mean(seeds.values()):.1f} ({len(seeds)})"
                 cells.append(f"**{text}**" if temperature == ranked(data, arm)[0] else text)
             rows.append((arm, *cells))
-    return markdown(rows)
+    return lines.markdown(rows)
 
 
 def results_table(experiment: str, figures: tuple[str, ...]) -> str:
@@ -190,7 +179,7 @@ def results_table(experiment: str, figures: tuple[str, ...]) -> str:
         seeds = of[first][arm, temperature]
         listed = ", ".join(f"{seed}: {100 * seeds[seed]:.1f}" for seed in sorted(seeds))
         rows.append((arm, str(temperature), *cells, listed))
-    return markdown(rows)
+    return lines.markdown(rows)
 
 
 def tables() -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pool import estimators
-from benchmarks.pool.lines import run
+from benchmarks.pool.runs import run
 from contrastive import Concat, Separable, kpair_loss, list_scores
 from contrastive.data import mnist
 from miners import PoolProposal

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pool.lines import run
+from benchmarks.pool.runs import run
 from contrastive import Cosine, KPairLoss, evaluate_retrieval, infonce_bound, kpair_loss, list_scores
 from contrastive.batches import derived_seed
 from contrastive.data import ImageData, channel_statistics, fashion_mnist, limit

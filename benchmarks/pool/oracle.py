@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pool import estimators
-from benchmarks.pool.lines import run
+from benchmarks.pool.runs import run
 from benchmarks.pool.tasks import TASKS, Task
 from miners import PoolProposal
 

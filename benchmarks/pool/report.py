@@ -9,22 +9,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
-from benchmarks.pool.lines import lines
+from benchmarks.lines import half_width, markdown
+from benchmarks.pool.runs import runs
 
 SCHEDULE = (2, 4, 6, 8, 10)
-
-
-def table(rows: list[list[str]]) -> str:
-    """Markdown; the first row is the head."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def oracle() -> str:
     """Exact critics."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for line in lines("oracle"):
+    for line in runs("oracle"):
         found.setdefault(line["config"]["task"], {})[line["config"]["arm"]] = line
     arms = ["uniform", "pool k=16", "pool k=64", "pool k=256", "whole", "smile", "nwj"]
     rows = [["task", "true", *arms, "textbook k=64"]]
@@ -35,7 +29,7 @@ def oracle() -> str:
     bad = [["proposal", "I = 6", "I = 10"]]
     names = [arm for arm in found.get("gaussian-10", {}) if arm.startswith("pool")]
     bad += [[arm, *(_value(found[f"gaussian-{i}"][arm]) for i in (6, 10))] for arm in names]
-    return f"{table(rows)}\n\n{table(bad)}"
+    return f"{markdown(rows)}\n\n{markdown(bad)}"
 
 
 def _value(line: dict[str, Any]) -> str:
@@ -47,16 +41,16 @@ def _value(line: dict[str, Any]) -> str:
 def over_seeds(experiment: str, figures: dict[str, str], by: tuple[str, ...]) -> str:
     """Means over seeds with the half-width of a t-interval; failed runs are counted."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in lines(experiment):
+    for line in runs(experiment):
         groups.setdefault(tuple(line["config"][key] for key in by), []).append(line)
     rows = [[*by, "seeds", *figures]]
-    for key, runs in groups.items():
-        good = [run for run in runs if run["status"] == "ok"]
-        seeds = ", ".join(str(run["seed"]) for run in good) + (f"; {len(runs) - len(good)} failed" * (good != runs))
+    for key, found in groups.items():
+        good = [run for run in found if run["status"] == "ok"]
+        seeds = ", ".join(str(run["seed"]) for run in good) + (f"; {len(found) - len(good)} failed" * (good != found))
         rows.append(
             [*map(str, key), seeds, *(_mean([run[f] for run in good], format_) for f, format_ in figures.items())]
         )
-    return table(rows)
+    return markdown(rows)
 
 
 def _mean(values: list[float], spec: str) -> str:
@@ -66,7 +60,7 @@ def _mean(values: list[float], spec: str) -> str:
     mean = f"{scale * statistics.fmean(values):{spec.rstrip('%')}}"
     if len(values) < 2:
         return mean
-    half = scale * stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = scale * half_width(values)
     return f"{mean} ± {half:{spec.rstrip('%')}}"
 
 
@@ -74,7 +68,7 @@ def figure(path: Path) -> None:
     """The Gaussian schedule: what each estimate reads beside what is true."""
     import matplotlib.pyplot as plt
 
-    found = {(line["config"]["information"], line["config"]["arm"]): line for line in lines("oracle")}
+    found = {(line["config"]["information"], line["config"]["arm"]): line for line in runs("oracle")}
     shown = {
         "uniform": ("InfoNCE, K = 64", "#888888", "o"),
         "smile": ("SMILE (no bound)", "#d95f02", "^"),
@@ -89,12 +83,12 @@ def figure(path: Path) -> None:
         axes.axhline(math.log(level), color="#bbbbbb", lw=1, ls=":")
         axes.text(10.6, math.log(level), name, color="#777777", fontsize=9, va="center")
     for arm, (label, colour, marker) in shown.items():
-        runs = [found[float(i), arm] for i in SCHEDULE]
+        schedule = [found[float(i), arm] for i in SCHEDULE]
         large = arm == "whole"
         axes.errorbar(
             SCHEDULE,
-            [run["value"] for run in runs],
-            [run["spread_of_a_batch"] for run in runs],
+            [run["value"] for run in schedule],
+            [run["spread_of_a_batch"] for run in schedule],
             label=label,
             color=colour,
             marker=marker,
@@ -117,7 +111,7 @@ def main() -> None:
     bounds = {"uniform": ".2f", "pool_4096": ".2f", "pool_16384": ".2f", "whole_4096": ".2f"}
     extra = {"smile": ".2f", "nwj": ".2f", "nwj_spread": ".1f"}
     print(over_seeds("trained", bounds | extra, ("information", "arm")), "\n")
-    for line in lines("noise"):
+    for line in runs("noise"):
         print(line["config"]["information"], {k: round(v, 2) for k, v in line["gradient_noise"].items()})
     halves = {"test_bound": ".2f", "pool": ".2f", "whole": ".2f", "negatives_alone": ".2f"}
     print("\n" + over_seeds("halves", halves, ("arm",)), "\n")

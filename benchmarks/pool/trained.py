@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pool import estimators
-from benchmarks.pool.lines import run
+from benchmarks.pool.runs import run
 from benchmarks.pool.tasks import Task, gaussian
 from contrastive import Concat, Separable, kpair_loss, list_scores
 from miners import PoolProposal

@@ -1,0 +1,58 @@
+"""What the experiments share: one line a run in a file, the interval over seeds, tables of markdown."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+__all__ = ["append", "commit", "half_width", "markdown", "read"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All runs so far, failed ones too.
+
+    Arguments:
+        path: of the lines; it need not exist yet.
+    """
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Writes the line of a run behind the others.
+
+    Arguments:
+        path: of the lines.
+        line: what a run found.
+    """
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def commit() -> str:
+    """The commit that is checked out, shortened."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95 % t-interval of a mean.
+
+    Arguments:
+        values: at least two.
+    """
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / len(values) ** 0.5
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a markdown table.
+
+    Arguments:
+        rows: the first is the head.
+    """
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
