@@ -48,7 +48,7 @@ def test_what_was_run_is_not_repeated_and_failures_stay(tmp_path, monkeypatch, c
     benchmark.main()
     benchmark.main()
     assert len(benchmark.read()) == 4
-    assert sorted(benchmark.ranked("omniglot", "uniform")) == [0.1, 0.2]
+    assert sorted(benchmark.ranked("mining/omniglot", "uniform")) == [0.1, 0.2]
 
     monkeypatch.setattr(benchmark, "run", lambda *a: (_ for _ in ()).throw(FloatingPointError("the loss is nan")))
     monkeypatch.setattr("sys.argv", [*arguments, "--seeds", "1"])

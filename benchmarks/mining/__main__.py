@@ -62,11 +62,11 @@ def read() -> list[dict]:
     return lines.read(RESULTS)
 
 
-def ranked(data: str, arm: str) -> list[float]:
-    """The temperatures of an arm, the best on held-out alphabets first; those with fewer seeds behind."""
+def ranked(series: str, arm: str) -> list[float]:
+    """The temperatures of an arm, the best on held-out training images first; those with fewer seeds behind."""
     values = defaultdict(list)
     for line in read():
-        if line["experiment"] == f"mining/{data}/tune" and line["config"]["arm"] == arm and line["status"] == "ok":
+        if line["experiment"] == f"{series}/tune" and line["config"]["arm"] == arm and line["status"] == "ok":
             values[line["config"]["temperature"]].append(line["figures"]["recall@1"])
     if not values:
         raise SystemExit(f"{arm} has no temperature yet: run --preset tune first, or pass --temperatures")
@@ -98,13 +98,14 @@ def series(data: str, name: str, options: argparse.Namespace) -> None:
     """Runs what is missing of a preset."""
     preset = PRESETS[name]
     task = load(data, preset.split, options.data_root, options.images)
-    experiment = f"mining/{data if task.by_class else f'{data}-{len(task.train)}'}/{name}"
+    of = f"mining/{data if task.by_class else f'{data}-{len(task.train)}'}"
+    experiment = f"{of}/{name}"
     there = [(line["experiment"], line["config"], line["seed"]) for line in read()]
     for seed in options.seeds or preset.seeds:
         for arm in options.arms or preset.arms:
-            temperatures = options.temperatures or preset.temperatures or ranked(data, arm)[:1]
+            temperatures = options.temperatures or preset.temperatures or ranked(of, arm)[:1]
             if options.best:
-                temperatures = ranked(data, arm)[: options.best]
+                temperatures = ranked(of, arm)[: options.best]
             for temperature in temperatures:
                 config = {"arm": arm, "temperature": temperature}
                 if (experiment, config, seed) in there:
@@ -157,7 +158,7 @@ def tuning_table(data: str) -> str:
             for temperature in temperatures:
                 seeds = values.get((arm, temperature))
                 text = "" if not seeds else f"{100 * statistics.mean(seeds.values()):.1f} ({len(seeds)})"
-                cells.append(f"**{text}**" if temperature == ranked(data, arm)[0] else text)
+                cells.append(f"**{text}**" if temperature == ranked(f"mining/{data}", arm)[0] else text)
             rows.append((arm, *cells))
     return lines.markdown(rows)
 

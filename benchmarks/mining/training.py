@@ -26,6 +26,8 @@ Figures = dict[str, float | str]
 
 # Alphabets of the training set that are held out to choose temperatures and combinations by.
 TUNING_ALPHABETS = ("Early_Aramaic", "Greek")
+# Training images of the other data sets that are held out for the same purpose.
+HELD_OUT = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ def load(data: str, split: str, data_root: str | None, images: int = 15_000) -> 
 
     Arguments:
         data: ``omniglot``, ``fashion-mnist`` or ``cifar10``.
-        split: ``test``, or ``tune``, which leaves the test images aside (Omniglot alone).
+        split: ``test``, or ``tune``, which leaves the test images aside: two training alphabets of Omniglot are
+            held out instead, and 5,000 further training images of the others.
         data_root: as in `contrastive.data`.
         images: how many training images of `fashion-mnist` and `cifar10`.
     """
@@ -69,9 +72,11 @@ def load(data: str, split: str, data_root: str | None, images: int = 15_000) -> 
             train, test = train.subset(~held_out), train.subset(held_out)
         view = RandomView(1, zoom=1.2, rotation=10.0, mirror=False, erase=0.0)
         return Task(train, test, True, view, steps=600)
-    small: ImageData = limit({"fashion-mnist": fashion_mnist, "cifar10": cifar10}[data](data_root), images)
-    view = RandomView(small.train.images.shape[1])
-    return Task(small.train, small.test, False, view, steps=4 * (len(small.train) // 256))
+    whole: ImageData = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}[data](data_root)
+    chosen = limit(whole, images + HELD_OUT).train  # a random order: the first are those of `images` alone
+    train = chosen.subset(torch.arange(len(chosen) - HELD_OUT))
+    test = whole.test if split == "test" else chosen.subset(torch.arange(len(train), len(chosen)))
+    return Task(train, test, False, RandomView(train.images.shape[1]), steps=4 * (len(train) // 256))
 
 
 def run(task: Task, arm: Arm, temperature: float, seed: int, steps: int | None = None) -> Figures:
