@@ -3,6 +3,9 @@ r"""From scores to nats: estimates of mutual information that say whether they b
 A loss with uniform weights turns into the InfoNCE lower bound by adding log K. A mined loss does not, unless the
 miner guarantees enough weight in every row; then the constant is log(1 + W), with W the mass it guarantees.
 `infonce_bound` applies the rule and never returns a bare number.
+
+Estimators of the same information by other formulas, which a trained critic is judged by just as well, are functions of
+the scores too (`contrastive.estimators`, importable from here); `contrastive.catalogue` says what each of them claims.
 """
 
 from dataclasses import dataclass
@@ -12,10 +15,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrastive.estimators import (
+    Mine,
+    barber_agakov,
+    club,
+    donsker_varadhan,
+    flo,
+    infonce,
+    interpolated,
+    jensen_shannon,
+    leave_one_out_upper,
+    nwj,
+    nwj_of_log_ratio,
+    smile,
+    symmetric_infonce,
+    tractable_nce,
+    tuba,
+    variational_upper,
+)
 from contrastive.objectives import kpair_loss
 from contrastive.scores import MiningFacts, WeighsNegatives, check_rows, check_values, negatives, target_scores
 
-__all__ = ["Bound", "infonce_bound", "nwj_bound", "pool_infonce"]
+__all__ = [
+    "Bound",
+    "Mine",
+    "barber_agakov",
+    "club",
+    "donsker_varadhan",
+    "flo",
+    "infonce",
+    "infonce_bound",
+    "interpolated",
+    "jensen_shannon",
+    "leave_one_out_upper",
+    "nwj",
+    "nwj_bound",
+    "nwj_of_log_ratio",
+    "pool_infonce",
+    "smile",
+    "symmetric_infonce",
+    "tractable_nce",
+    "tuba",
+    "variational_upper",
+]
 
 
 @dataclass(frozen=True)
@@ -25,12 +67,14 @@ class Bound:
     Arguments:
         value: the estimate; nan where no constant turns the loss into nats.
         cap: the largest value it can take: log K for InfoNCE, infinity where there is none.
-        status: whether its expectation is a lower bound on I(X;Y) for any critic.
+        status: whether its expectation bounds I(X;Y), from the side that `direction` says.
         constant: what was added to minus the loss; nan where nothing may be.
         reason: why, in one sentence.
         passing: share of the rows whose weighted negatives count at least as much as the constant asks for (theorem B's
             test), or, where there is no constant, as unweighted ones: a diagnostic, which certifies nothing. nan where
             the test says nothing.
+        direction: lower where the expectation is at most I(X;Y), for any critic; upper where it is at least that;
+            neither where there is no bound.
     """
 
     value: float
@@ -39,6 +83,7 @@ class Bound:
     constant: float
     reason: str
     passing: float = float("nan")
+    direction: Literal["lower", "upper", "neither"] = "lower"
 
 
 def infonce_bound(
@@ -97,7 +142,9 @@ def infonce_bound(
         nan = float("nan")
         passing = float("nan") if miner is None else _passing(*rows, present)
         reason = _no_bound(miner, facts, independent)
-        return Bound(value=nan, cap=nan, status="not a bound", constant=nan, reason=reason, passing=passing)
+        return Bound(
+            nan, cap=nan, status="not a bound", constant=nan, reason=reason, passing=passing, direction="neither"
+        )
     if proposal:
         constant = float(torch.log1p(present.double()).mean())
         cap = constant - float(target_scores(log_weights, targets)[held].double().mean())
@@ -235,14 +282,10 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
     """
     scores, targets, _ = check_rows("nwj_bound", scores.detach(), targets)
     held = _held_rows("nwj_bound", scores, targets)
-    kept = negatives(scores, targets)
-    if not bool(kept.any()):
+    if not bool(negatives(scores, targets).any()):
         raise ValueError(f"nwj_bound: scores of shape {tuple(scores.shape)} hold no negative")
-    joint = target_scores(scores, targets)[held].double().mean()
-    log_marginal = torch.logsumexp(scores.double()[kept], 0) - torch.log(kept.sum().double())
-    value = float(joint - torch.exp(log_marginal - 1))
     return Bound(
-        value=value,
+        value=float(nwj(scores[held].double(), targets[held])),
         cap=float("inf"),
         status="bound",
         constant=0.0,

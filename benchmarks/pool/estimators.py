@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive import Bound, infonce_bound, list_scores, nwj_bound, pool_infonce
+from contrastive import Bound, infonce_bound, list_scores, pool_infonce
+from contrastive import estimators as library
 from miners import PoolProposal
 
 Critic = Callable[[Tensor, Tensor], Tensor]
@@ -44,23 +44,20 @@ def pooled(
 
 
 def smile(scores: Tensor, clip: float = 5.0) -> float:
-    """SMILE (Song and Ermon, 2020): Donsker and Varadhan's with clipped negatives; it bounds nothing."""
-    off = scores[~torch.eye(len(scores), dtype=torch.bool)].clamp(-clip, clip)
-    return float(scores.diag().mean() - torch.logsumexp(off, 0) + math.log(len(off)))
+    """SMILE (Song and Ermon, 2020); it bounds nothing."""
+    return float(library.smile(scores, clip=clip))
 
 
 def nwj(scores: Tensor) -> float:
     """NWJ of a critic whose optimum is the log-ratio."""
-    return nwj_bound(scores + 1).value
+    return float(library.nwj_of_log_ratio(scores.double()))
 
 
 def jensen_shannon_loss(scores: Tensor) -> Tensor:
     """What trains SMILE's critic: the logistic loss of pairs against shuffled pairs."""
-    own, n = scores.diag(), len(scores)
-    return F.softplus(-own).mean() + (F.softplus(scores).sum() - F.softplus(own).sum()) / (n * (n - 1))
+    return -library.jensen_shannon(scores)
 
 
 def nwj_loss(scores: Tensor) -> Tensor:
-    """Minus NWJ, for training."""
-    off = scores[~torch.eye(len(scores), dtype=torch.bool)]
-    return -(1 + scores.diag().mean() - (torch.logsumexp(off, 0) - math.log(len(off))).exp())
+    """Minus NWJ of the log-ratio, for training."""
+    return -library.nwj_of_log_ratio(scores)

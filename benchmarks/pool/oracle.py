@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.pool import estimators
 from benchmarks.pool.runs import run
-from benchmarks.pool.tasks import TASKS, Task
+from benchmarks.pool.tasks import TASKS
+from contrastive.tasks import Task
 from miners import PoolProposal
 
 POOL, BATCH = 16_384, 64

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.pool import estimators
 from benchmarks.pool.runs import run
-from benchmarks.pool.tasks import Task, gaussian
 from contrastive import Concat, Separable, kpair_loss, list_scores
+from contrastive.tasks import Task, gaussian
 from miners import PoolProposal
 
 BATCH, K, POOL, LARGE = 64, 64, 4096, 16_384
