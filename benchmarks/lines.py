@@ -3,13 +3,16 @@
 import json
 import statistics
 import subprocess
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-__all__ = ["append", "commit", "half_width", "markdown", "read"]
+__all__ = ["append", "commit", "half_width", "markdown", "read", "run"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -36,6 +39,40 @@ def commit() -> str:
     """The commit that is checked out, shortened."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def run(
+    path: Path,
+    experiment: str,
+    config: dict[str, Any],
+    seed: int,
+    work: Callable[[], dict[str, Any]],
+    *,
+    packages: Sequence[str] = ("torch", "kpair"),
+) -> None:
+    """Runs `work` unless its line is there, and appends the line; a failed run stays.
+
+    Arguments:
+        path: of the lines.
+        experiment: its name.
+        config: what was chosen; together with the seed it names the run.
+        seed: of everything.
+        work: does it, and returns the figures.
+        packages: whose versions the line holds.
+    """
+    for row in read(path):
+        if (row["experiment"], row["config"], row["seed"]) == (experiment, config, seed):
+            return
+    line: dict[str, Any] = {"experiment": experiment, "config": config, "seed": seed}
+    start = time.perf_counter()
+    try:
+        line |= {"status": "ok", **work()}
+    except Exception:
+        line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
+    line |= {"seconds": round(time.perf_counter() - start, 1), "commit": commit()}
+    line["versions"] = {name: version(name) for name in packages}
+    append(path, line)
+    print(json.dumps({k: line[k] for k in line if k not in ("commit", "versions")}), flush=True)
 
 
 def half_width(values: Sequence[float]) -> float:
