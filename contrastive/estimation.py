@@ -229,9 +229,10 @@ class _Run:
             return
         optimizer = torch.optim.Adam(parameters, lr, fused=True)
         best, kept = -math.inf, copy.deepcopy(self.module.state_dict())
+        self.module.train()
         for step, (x, y) in enumerate(_batches(*pairs, self.pairs, steps), start=1):
             self.steps = step
-            arguments = self.module.train()(x, y)
+            arguments = self.module(x, y)
             objective = self.objective(*arguments) if _finite(arguments) else None
             if objective is None or not _finite([objective]):
                 self.diverged = step
@@ -241,6 +242,7 @@ class _Run:
             optimizer.step()
             if len(validation[0]) and (step % every == 0 or step == steps):
                 value = _mean_and_half_width(self.values(validation, by=self.judge))[0]
+                self.module.train()
                 self.curve.append((step, value))
                 if value > best:
                     best, self.chosen, kept = value, step, copy.deepcopy(self.module.state_dict())
