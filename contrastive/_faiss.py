@@ -5,20 +5,33 @@ FAISS is detected by importing it and trying it, never by the name of a distribu
 `faiss-gpu` and conda's `faiss` install the same module.
 """
 
+import os
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch  # noqa: F401  before faiss, see above
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
 from contrastive.errors import InputError
 
-__all__ = ["available", "build", "gpu_count", "knn", "safe_by_default", "search"]
+__all__ = [
+    "available",
+    "build",
+    "from_bytes",
+    "gpu_count",
+    "is_factory",
+    "knn",
+    "safe_by_default",
+    "search",
+    "set_nprobe",
+    "to_bytes",
+]
 
 GPU_MAX_K = 2048
 
@@ -36,7 +49,16 @@ def _module() -> Any | None:
         _, ids = faiss.knn(points, points, 1, metric=faiss.METRIC_INNER_PRODUCT)
     except Exception:  # a broken build raises anything: ImportError, RuntimeError, OSError, AttributeError
         return None
-    return faiss if ids.tolist() == [[0], [1]] else None
+    if ids.tolist() != [[0], [1]]:
+        return None
+    _guard_children(faiss)
+    return faiss
+
+
+def _guard_children(faiss: Any) -> None:
+    """A forked child has no OpenMP threads and waits for them forever: it works on one, as torch's workers do."""
+    if hasattr(os, "register_at_fork") and hasattr(faiss, "omp_set_num_threads"):
+        os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
 
 
 def available() -> bool:
@@ -95,14 +117,24 @@ def knn(
     return (values if inner_product else -values), ids
 
 
+def is_factory(text: str) -> bool:
+    """Whether a word looks like FAISS's description of an index; FAISS decides whether it is one."""
+    return re.match(r"(IVF|IMI|HNSW|NSG|PQ|OPQ|PCA|SQ|LSH|Flat|L2norm|RR|ITQ|IDMap)", text) is not None
+
+
 def build(
-    function: str, rows: Float32[np.ndarray, "rows dim"], factory: str, *, inner_product: bool, nprobe: int
+    function: str,
+    blocks: Iterable[Float32[np.ndarray, "rows dim"]],
+    factory: str,
+    *,
+    inner_product: bool,
+    nprobe: int,
 ) -> Any:
     """Trains and fills an index, on the CPU.
 
     Arguments:
         function: name of the caller, for messages.
-        rows: finite.
+        blocks: finite rows; it is trained on the first block.
         factory: FAISS's description of an index, such as ``"IVF4096,Flat"``.
         inner_product: by largest inner product; otherwise by smallest squared distance.
         nprobe: how many lists of an inverted file are searched; other indexes have none.
@@ -118,19 +150,51 @@ def build(
         raise InputError(
             f"{function}: index {factory!r} needs FAISS, which is not installed: pip install 'kpair[faiss]'"
         )
+    index = None
     try:
-        index = faiss.index_factory(
-            rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-        )
-        index.train(rows)
-        index.add(rows)
+        for rows in blocks:
+            if index is None:
+                metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+                index = faiss.index_factory(rows.shape[1], factory, metric)
+                index.train(rows)
+            index.add(rows)
     except (RuntimeError, AssertionError) as error:
         # What stands before are C++ names and a line of its source.
         reason = re.split(r"\.(?:cpp|h):\d+: ", str(error))[-1].split("failed: ")[-1].strip() or "it is refused"
         raise InputError(f"{function}: index {factory!r}: {reason}") from None
+    set_nprobe(index, nprobe)
+    return index
+
+
+def set_nprobe(index: Any, nprobe: int) -> None:
+    """Sets how many lists of an inverted file are searched; another index has none."""
+    faiss = _module()
+    assert faiss is not None
     with suppress(RuntimeError):  # no inverted file
         faiss.extract_index_ivf(index).nprobe = nprobe
-    return index
+
+
+def to_bytes(index: Any) -> UInt8[np.ndarray, " bytes"]:
+    """An index as bytes, for `from_bytes`."""
+    faiss = _module()
+    assert faiss is not None
+    content: UInt8[np.ndarray, " bytes"] = faiss.serialize_index(index)
+    return content
+
+
+def from_bytes(function: str, content: UInt8[np.ndarray, " bytes"]) -> Any:
+    """The index that `to_bytes` wrote.
+
+    Raises:
+        InputError: without FAISS, and for bytes that are none.
+    """
+    faiss = _module()
+    if faiss is None:
+        raise InputError(f"{function}: its index needs FAISS, which is not installed: pip install 'kpair[faiss]'")
+    try:
+        return faiss.deserialize_index(content)
+    except (RuntimeError, MemoryError, AssertionError):
+        raise InputError(f"{function}: its index is damaged") from None
 
 
 def search(index: Any, queries: Float32[np.ndarray, "queries dim"], k: int) -> Int64[np.ndarray, "queries k"]:

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from contrastive import _faiss, gemm, retrieval
+from contrastive import _faiss, gemm, neighbours
 from contrastive.errors import InputError
-from contrastive.retrieval import Ranking
+from contrastive.neighbours import Ranking
 
 __all__ = ["AllPairs"]
 
@@ -46,7 +46,7 @@ class AllPairs:
 
     Arguments:
         function: name of the caller, for messages.
-        rows: finite, as `contrastive.retrieval.as_rows` returns them.
+        rows: finite, as `contrastive.neighbours.as_rows` returns them.
         metric: as in `contrastive.search`.
         classes: of every row; rows of one class are no negatives of each other.
         threshold: in units of the score: what scores above it is no negative.
@@ -71,13 +71,13 @@ class AllPairs:
         if threshold is not None and math.isnan(threshold):
             raise InputError(f"{function}: threshold is {threshold}, expected a score")
         self.function, self.metric, self.threshold = function, metric, threshold
-        self.rows, _ = retrieval._prepared(function, rows, rows, metric, rows.dtype)
+        self.rows, _ = neighbours.prepared(function, rows, rows, metric, rows.dtype)
         self.classes = None if classes is None else classes.to(rows.device)
         self._filter: _Filter | None = None
         self._index = None
         if index is not None:
             numbers = self.rows.float().cpu().numpy()
-            self._index = _faiss.build(function, numbers, index, inner_product=metric != "euclidean", nprobe=nprobe)
+            self._index = _faiss.build(function, [numbers], index, inner_product=metric != "euclidean", nprobe=nprobe)
 
     def top(self, k: int, anchors: Int64[Tensor, " anchors"] | None = None, *, exact: bool = False) -> Ranking:
         r"""Finds the k hardest negatives of some rows.
@@ -146,18 +146,18 @@ class AllPairs:
     def _ranked(self, k: int, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """By ranking whole blocks of scores, as `contrastive.search` does: rounding decides between near equals."""
         x = self.rows[anchors]
-        width = min(len(self.rows), max(retrieval.BLOCK_WIDTH, 4 * k))
+        width = min(len(self.rows), max(neighbours.BLOCK_WIDTH, 4 * k))
         best: tuple[Tensor, Tensor] | None = None
         for start in range(0, len(self.rows), width):
             y = self.rows[start : start + width]
-            scores = retrieval.similarity(x, y, self.metric)
+            scores = neighbours.similarity(x, y, self.metric)
             if self.metric == "euclidean":
                 scores = scores - x.square().sum(1, keepdim=True)
             columns = torch.arange(start, start + len(y), device=x.device)
             counts = self._counts(anchors[:, None], columns)
             if self.threshold is not None:
                 counts &= scores <= self.threshold
-            best = retrieval.with_block(best, scores.masked_fill_(~counts, -torch.inf), start, k)
+            best = neighbours.with_block(best, scores.masked_fill_(~counts, -torch.inf), start, k)
         assert best is not None
         place, rank = (best[0] > -torch.inf).nonzero(as_tuple=True)
         return place, best[1][place, rank]

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive import _faiss, retrieval
+from contrastive import _faiss, neighbours
 from contrastive.errors import InputError
+from contrastive.intervals import bootstrap_interval
 from contrastive.retrieval import evaluate_retrieval, instance_recall, search
 
 METRICS = ["cosine", "inner_product", "euclidean"]
@@ -119,9 +121,9 @@ def test_both_back_ends_agree(metric, exclude_self):
 def test_block_sizes_do_not_matter(block, width, entries, exclude_self, dtype, metric, monkeypatch):
     x = torch.randint(-2, 3, (40, 3)).to(dtype)  # many ties, at every border between blocks
     expected = search(x, x, 6, metric=metric, backend="torch", exclude_self=exclude_self)
-    monkeypatch.setattr(retrieval, "BLOCK", block)
-    monkeypatch.setattr(retrieval, "BLOCK_WIDTH", width)
-    monkeypatch.setattr(retrieval, "RANKING_BLOCK", entries)
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "BLOCK_WIDTH", width)
+    monkeypatch.setattr(neighbours, "RANKING_BLOCK", entries)
     ranking = search(x, x, 6, metric=metric, backend="torch", exclude_self=exclude_self)
     assert torch.equal(ranking.ids, expected.ids)
     assert torch.equal(ranking.scores, expected.scores)
@@ -376,6 +378,177 @@ def test_options_that_do_not_exist_are_refused():
         search(x, x[:2], 1, exclude_self=True)
 
 
+# --- ids, blocks, approximate search ----------------------------------------------------------------------------------
+
+
+@backends
+@metrics
+def test_with_ids_no_order_of_the_rows_matters(backend, metric):
+    x, y = torch.randint(-1, 2, (20, 3)).float(), torch.randint(-1, 2, (64, 3)).float()
+    ids = torch.randperm(1000)[:64]
+    expected = search(x, y, 9, metric=metric, backend=backend, gallery_ids=ids)
+    order = torch.randperm(64)
+    ranking = search(x, y[order], 9, metric=metric, backend=backend, gallery_ids=ids[order])
+    assert torch.equal(ranking.ids, expected.ids)
+    ties = ranking.scores[:, 1:] == ranking.scores[:, :-1]
+    assert bool(ties.any())
+    assert bool((ranking.ids.diff(dim=1)[ties] > 0).all())
+    # Without ties they are the rows under other names.
+    y = torch.randn(64, 3)
+    plain = search(x + 0.1, y, 9, metric=metric, backend=backend).ids
+    assert torch.equal(search(x + 0.1, y, 9, metric=metric, backend=backend, gallery_ids=ids).ids, ids[plain])
+
+
+@backends
+@metrics
+def test_some_rows_of_the_gallery_as_queries(backend, metric):
+    y = torch.randn(40, 3).repeat(2, 1)  # each twice
+    rows = torch.tensor([3, 70, 11])
+    expected = search(y, y, 5, metric=metric, backend=backend, exclude_self=True).ids[rows]
+    assert torch.equal(search(y[rows], y, 5, metric=metric, backend=backend, exclude_self=rows).ids, expected)
+    ids = torch.arange(80).flip(0) + 5
+    named = search(y[rows], y, 5, metric=metric, backend=backend, exclude_self=ids[rows], gallery_ids=ids)
+    assert not bool((named.ids == ids[rows][:, None]).any())
+    assert torch.equal(named.scores, search(y[rows], y, 5, metric=metric, backend=backend, exclude_self=rows).scores)
+    alone = search(y, y, 5, metric=metric, backend=backend, exclude_self=True, gallery_ids=ids)
+    assert torch.equal(alone.ids[rows], named.ids)
+
+
+def test_ids_that_do_not_fit_are_refused():
+    x = torch.randn(3, 2)
+    for options, message in [
+        ({"gallery_ids": torch.tensor([1, 2, 2])}, "gallery_ids hold 2 more than once, expected each once"),
+        ({"gallery_ids": torch.tensor([1, 2, -1])}, "gallery_ids hold -1, expected ids of at least 0"),
+        ({"exclude_self": torch.tensor([0, 1, 3])}, "exclude_self holds id 3, expected ids that the gallery holds"),
+        ({"exclude_self": torch.tensor([0, 1, -1])}, "exclude_self holds id -1"),
+        ({"exclude_self": torch.tensor([5, 6, 8]), "gallery_ids": torch.tensor([5, 6, 7])}, "exclude_self holds id 8"),
+        (
+            {"exclude_self": torch.tensor([5, 6, 7]), "gallery_ids": torch.tensor([5, 6, 7]), "k": 3},
+            "k is 3, expected 1",
+        ),
+    ]:
+        with pytest.raises(InputError, match=f"search: {message}"):
+            search(x, x, **({"k": 1} | options))
+    bare = inspect.unwrap(search)
+    with pytest.raises(InputError, match=r"gallery_ids have dtype torch.int64 and shape \(2,\), expected 3 integers"):
+        bare(x, x, 1, gallery_ids=torch.tensor([1, 2]))
+    with pytest.raises(InputError, match=r"exclude_self has dtype torch.float32 .* expected the ids of 3 queries"):
+        bare(x, x, 1, exclude_self=torch.zeros(3))
+
+
+@backends
+@metrics
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("held", [1, 2**20])
+def test_blocks_of_the_gallery_do_not_matter(backend, metric, exclude_self, held, monkeypatch):
+    x, y = torch.randint(-2, 3, (2, 23, 3)).float()
+    x, y = torch.cat([x, -x]), torch.cat([y, -y])  # of mean 0, so that distances are exact
+    y = x if exclude_self else y
+    expected = search(x, y, 12, metric=metric, backend=backend, exclude_self=exclude_self)
+    monkeypatch.setattr(neighbours, "GALLERY_KEPT", 0)
+    monkeypatch.setattr(neighbours, "GALLERY_BLOCK", 3 * 7)  # blocks of 7 rows, fewer than k, the last of four
+    monkeypatch.setattr(neighbours, "RANKINGS_HELD", held)
+    monkeypatch.setattr(neighbours, "RANKING_BLOCK", 100)  # strips of 7 queries
+    told = []
+    ranking = search(
+        x, y, 12, metric=metric, backend=backend, exclude_self=exclude_self, on_progress=lambda *done: told.append(done)
+    )
+    assert torch.equal(ranking.ids, expected.ids)
+    torch.testing.assert_close(ranking.scores, expected.scores, atol=1e-5, rtol=1e-5)
+    assert told == [(i + 1, 49) for i in range(49)]
+
+
+@needs_faiss
+@metrics
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF8,PQ4x4", "Flat"])
+def test_an_index_by_its_factory_string(factory, metric):
+    x = torch.randn(2000, 8)
+    exact = search(x[:200], x, 5, metric=metric, exclude_self=torch.arange(200))
+    ranking = search(x[:200], x, 5, metric=metric, backend=factory, exclude_self=torch.arange(200), nprobe=4)
+    found = ranking.ids >= 0
+    assert not bool((ranking.ids == torch.arange(200)[:, None]).any())
+    share = (ranking.ids[:, :, None] == exact.ids[:, None, :]).any(2).float().mean()
+    assert share > {"IVF8,PQ4x4": 0.3, "Flat": 0.99}.get(factory, 0.6)
+    # What is found has its true score, in order.
+    pairs = search(x[:200], x, 1999, metric=metric, exclude_self=torch.arange(200), backend="torch")
+    scores = torch.full((200, 2000), -torch.inf).scatter_(1, pairs.ids, pairs.scores)
+    of_found = scores.gather(1, ranking.ids.clamp_min(0)).masked_fill(~found, -torch.inf)
+    torch.testing.assert_close(ranking.scores, of_found, atol=1e-4, rtol=1e-4)
+    assert bool((ranking.scores[:, 1:] <= ranking.scores[:, :-1]).all())
+
+
+@needs_faiss
+def test_what_an_index_does_not_find_is_no_item():
+    # One list of many is searched: it holds fewer than k, and nothing may be read at -1.
+    x, labels = torch.randn(400, 4), torch.arange(400) % 8
+    ranking = search(x, x, 60, backend="IVF32,Flat", nprobe=1)
+    missing = ranking.ids < 0
+    assert bool(missing.any())
+    assert bool((ranking.scores[missing] == -torch.inf).all())
+    assert bool((missing.int().diff(dim=1) >= 0).all())
+    names = ("coverage", "precision", "ndcg", "knn", "r_precision", "map@r")
+    exact = evaluate_retrieval(x, labels, ks=(60,), metrics=names)
+    result = evaluate_retrieval(x, labels, ks=(60,), metrics=names, backend="IVF32,Flat", nprobe=1)
+    assert exact.index_recall is None
+    assert 0.05 < result.index_recall < 0.6
+    assert result.mean["coverage@60"] < 0.7 * exact.mean["coverage@60"]
+    full = evaluate_retrieval(x, labels, ks=(60,), metrics=names, backend="IVF32,Flat", nprobe=32)
+    assert full.index_recall == 1.0
+    assert full.mean == pytest.approx(exact.mean, abs=1e-6)
+
+
+@needs_faiss
+def test_an_index_that_cannot_be_is_refused():
+    x = torch.randn(20, 4)
+    for factory, message in [
+        ("IVF16384,Flat", "index 'IVF16384,Flat': "),
+        ("PQ3", "index 'PQ3': "),
+        ("IVF", "index 'IVF"),
+    ]:
+        with pytest.raises(InputError, match=f"search: {message}"):
+            search(x, x, 1, backend=factory)
+
+
+@needs_faiss
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["a DataLoader", "a process"])
+def test_a_forked_child_does_not_hang(way):
+    # FAISS' threads do not survive a fork; a child that waited for them would wait forever.
+    code = """
+import sys
+import torch
+from contrastive import search
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(2)
+x = torch.randn(3000, 32)
+
+class Neighbours:
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return search(x[i:i + 1].repeat(300, 1), x, 5, backend="faiss").ids[0, 0]
+
+def child():
+    sys.exit(0 if int(Neighbours()[3]) == 3 else 1)
+
+search(x, x, 5, backend="faiss")
+if sys.argv[1] == "a process":
+    process = torch.multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    print(process.exitcode)
+    process.kill()
+else:
+    found = torch.cat(list(DataLoader(Neighbours(), 2, num_workers=2, multiprocessing_context="fork")))
+    print(0 if found.tolist() == [*range(8)] else 1)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", code, way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
 # --- faiss, there or not ----------------------------------------------------------------------------------------------
 
 
@@ -393,7 +566,7 @@ def test_without_faiss_torch_answers(monkeypatch, fresh_detection):
     assert _faiss.gpu_count() == 0
     x = torch.randn(5, 3)
     assert torch.equal(search(x, x, 2).ids, search(x, x, 2, backend="torch").ids)
-    with pytest.raises(InputError, match=r"backend is 'faiss', which is not installed: pip install 'kpair\[faiss\]'"):
+    with pytest.raises(InputError, match=r"backend is 'faiss', which needs FAISS: pip install 'kpair\[faiss\]'"):
         search(x, x, 2, backend="faiss")
     with pytest.raises(RuntimeError, match="FAISS is not available"):
         _faiss.knn(x.numpy(), x.numpy(), 1, inner_product=True)
@@ -695,7 +868,7 @@ def test_strips_do_not_matter(monkeypatch):
     x, labels = torch.randn(50, 4), torch.randint(0, 20, (50,))
     expected = evaluate_retrieval(x, labels)
     assert expected.excluded > 0
-    monkeypatch.setattr(retrieval, "RANKING_BLOCK", 100)
+    monkeypatch.setattr(neighbours, "RANKING_BLOCK", 100)
     result = evaluate_retrieval(x, labels)
     assert result.mean == expected.mean
     assert all(torch.equal(result.per_query[name], expected.per_query[name]) for name in expected.per_query)
@@ -704,7 +877,7 @@ def test_strips_do_not_matter(monkeypatch):
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     generator = np.random.default_rng(5)
     values = torch.from_numpy(generator.random((60, 400)) < 0.3).double()
-    ends = retrieval.bootstrap_interval(values)
+    ends = bootstrap_interval(values)
     covered = ((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3)).double().mean()
     assert 0.88 < float(covered) < 0.99
     # its width is that of the normal approximation
@@ -715,16 +888,16 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
 def test_the_interval_draws_whole_queries_from_its_own_generator(monkeypatch):
     values = torch.rand(30, 1, dtype=torch.float64).repeat(1, 2)
     state, theirs = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    ends = retrieval.bootstrap_interval(values)
+    ends = bootstrap_interval(values)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (np.random.get_state()[1] == theirs).all()  # noqa: NPY002
     assert torch.equal(ends[0], ends[1])  # the columns share their resamples
-    assert torch.equal(retrieval.bootstrap_interval(values), ends)
-    assert not torch.equal(retrieval.bootstrap_interval(values, seed=1), ends)
+    assert torch.equal(bootstrap_interval(values), ends)
+    assert not torch.equal(bootstrap_interval(values, seed=1), ends)
     reference = np.random.default_rng(0)
     means = [values[reference.integers(0, 30, 30), 0].mean() for _ in range(1000)]
     torch.testing.assert_close(ends[0], torch.tensor(np.quantile(means, [0.025, 0.975])))
-    assert retrieval.bootstrap_interval(values[:1])[0].tolist() == [float(values[0, 0])] * 2
+    assert bootstrap_interval(values[:1])[0].tolist() == [float(values[0, 0])] * 2
 
 
 # --- instances --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,629 @@
+"""The nearest rows of a gallery: what `contrastive.retrieval` and `contrastive.gallery` search with.
+
+Queries come in strips and galleries in blocks, so that memory is bounded beyond the rows themselves; rows that are
+memory-mapped are read a block at a time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contrastive import _faiss
+from contrastive.errors import InputError
+
+__all__ = [
+    "Backend",
+    "Metric",
+    "Progress",
+    "Ranking",
+    "Rows",
+    "Search",
+    "Target",
+    "as_pair",
+    "as_rows",
+    "in_order_of_ids",
+    "own_rows",
+    "prepared",
+    "similarity",
+    "unit_rows",
+    "with_block",
+]
+
+Rows: TypeAlias = Tensor | NDArray[Any]
+"""Embeddings, one a row: a floating-point tensor or array of shape [rows, dim]."""
+
+Metric: TypeAlias = Literal["cosine", "inner_product", "euclidean"]
+Backend: TypeAlias = Literal["auto", "torch", "faiss"] | str
+"""Who searches, or a FAISS factory string: then the search is approximate."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Is told how many steps of the search are done, and of how many."""
+
+# Elements of a block of scores (32 MB in float32), its widest side, and entries of a ranking held at a time.
+BLOCK = 2**23
+BLOCK_WIDTH = 2**14
+RANKING_BLOCK = 2**22
+# Numbers of a gallery that is prepared once and kept (1 GB in float32), and of a block of a larger one; entries of the
+# rankings that are held while the blocks pass by.
+GALLERY_KEPT = 2**28
+GALLERY_BLOCK = 2**25
+RANKINGS_HELD = 2**26
+# Rows and columns of which a product has whole multiples; measured with MKL on an AMD processor, in both precisions.
+_WHOLE = (4, 128)
+# Queries on which an approximate search is compared with the exact one.
+SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The nearest gallery items of each query, best first.
+
+    Arguments:
+        ids: rows of the gallery, or its ids if it was given any.
+        scores: their scores, larger is nearer: the cosine, the inner product, or the negative
+            squared distance. float32, or float64 where the search ran in float64. Items of equal
+            score stand in the order of their ids. An approximate search that finds fewer fills up with id -1 and score
+            minus infinity.
+    """
+
+    ids: Int64[Tensor, "queries k"]
+    scores: Float[Tensor, "queries k"]
+
+
+# --- a gallery, prepared ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a product (or a distance) is the score: rows are normalised for the cosine, centred for the distance.
+
+    Arguments:
+        metric: as in `contrastive.search`.
+        dtype: in which scores are computed.
+        centre: of the gallery, for the distance: distances do not change, the digits that |x|^2 + |y|^2 - 2xy would
+            cancel do.
+        longest: the norm of the longest row of the gallery.
+    """
+
+    metric: str
+    dtype: torch.dtype
+    centre: Tensor | None
+    longest: float
+
+    @classmethod
+    def of(cls, function: str, gallery: Tensor, metric: str, dtype: torch.dtype) -> "Space":
+        """Reads a gallery once, where the metric asks for it."""
+        if metric not in get_args(Metric):
+            raise InputError(f"{function}: metric is {metric!r}, expected one of {', '.join(get_args(Metric))}")
+        if metric == "cosine":
+            return cls(metric, dtype, None, 1.0)
+        parts = torch.split(gallery, max(1, BLOCK // gallery.shape[1]))
+        centre = None
+        if metric == "euclidean":
+            total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
+            centre = (total / len(gallery)).to(gallery.dtype)
+        return cls(metric, dtype, centre, max(_longest(part, centre) for part in parts))
+
+    def fits(self, function: str, queries: Tensor) -> None:
+        """Refuses what overflows: FAISS would not say so, it would leave items out."""
+        if self.metric == "cosine":
+            return
+        of_x = _longest(queries, self.centre)
+        # By Cauchy and Schwarz no sum overflows below this.
+        bound = 4.0 * max(of_x, self.longest) ** 2 if self.metric == "euclidean" else of_x * self.longest
+        if not bound < torch.finfo(self.dtype).max:
+            raise InputError(
+                f"{function}: scores may reach {bound:.0e}, more than {str(self.dtype).removeprefix('torch.')} holds, "
+                "expected embeddings of a smaller scale"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return unit_rows(x).to(self.dtype)
+        return (x if self.centre is None else x - self.centre.to(x.dtype)).to(self.dtype).contiguous()
+
+
+def _longest(x: Tensor, centre: Tensor | None) -> float:
+    centred = x if centre is None else x - centre.to(x.dtype)
+    return float(torch.linalg.vector_norm(centred, dim=1, dtype=torch.float64).max())
+
+
+def prepared(function: str, x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Checked queries and gallery as rows of a `Space`."""
+    space = Space.of(function, y, metric, dtype)
+    space.fits(function, x)
+    prepared_x = space(x)
+    return prepared_x, (prepared_x if x is y else space(y))
+
+
+class Target:
+    """A gallery that can be searched: checked rows, and whatever the back end makes of them.
+
+    Arguments:
+        function: name of the caller, for messages.
+        rows: of `as_rows`.
+        metric: as in `contrastive.search`.
+        backend: as in `contrastive.search`.
+        nprobe: of an inverted file, how many of its lists are searched.
+        index: of these rows, if it was built before.
+    """
+
+    def __init__(
+        self, function: str, rows: Tensor, *, metric: str, backend: str, nprobe: int = 32, index: Any | None = None
+    ) -> None:
+        self.use_faiss, factory = _chosen(function, rows, backend)
+        dtype = torch.float32 if self.use_faiss or factory is not None else rows.dtype
+        self.rows, self.metric = rows, metric
+        self.space = Space.of(function, rows, metric, dtype)
+        self.blocks = _gallery_blocks(rows)
+        self._kept: tuple[Tensor, Tensor | None] | None = None
+        self.index = index
+        if factory is not None and index is None:
+            blocks = (self.space(rows[first:end]).cpu().numpy() for first, end in self.blocks)
+            self.index = _faiss.build(function, blocks, factory, inner_product=metric != "euclidean", nprobe=nprobe)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def block(self, first: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Prepared rows, and their squared lengths for the distance."""
+        if self._kept is not None:
+            return self._kept
+        y = self.space(self.rows[first:end])
+        found = y, y.square().sum(1) if self.metric == "euclidean" else None
+        if len(self.blocks) == 1:
+            self._kept = found
+        return found
+
+
+def _gallery_blocks(rows: Tensor) -> list[tuple[int, int]]:
+    if rows.numel() <= GALLERY_KEPT:
+        return [(0, len(rows))]
+    step = max(1, GALLERY_BLOCK // rows.shape[1])
+    return [(first, min(first + step, len(rows))) for first in range(0, len(rows), step)]
+
+
+class Search:
+    """Some queries against a gallery.
+
+    Arguments:
+        function: name of the caller, for messages.
+        queries: of `as_rows`.
+        target: the gallery.
+        own: for each query the gallery row it must not return, or None; -1 for none of them.
+        rows: the queries to run; None means all.
+        progress: is told how far it is.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        queries: Tensor,
+        target: Target,
+        *,
+        own: Int64[Tensor, " queries"] | None = None,
+        rows: Int64[Tensor, " run"] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.function, self.target, self.progress = function, target, progress
+        self.rows = torch.arange(len(queries), device=queries.device) if rows is None else rows
+        self.own = own if own is None or rows is None else own[rows]
+        target.space.fits(function, queries)
+        self.queries = queries
+        # A gallery searched by itself need not be prepared twice.
+        self._shared = queries is target.rows and len(target.blocks) == 1
+
+    def after(self, skip: int, progress: Progress | None = None) -> "Search":
+        """The same search without the first queries.
+
+        Arguments:
+            skip: how many of them.
+            progress: is told how far it is.
+        """
+        rest = copy(self)
+        rest.rows, rest.progress = self.rows[skip:], progress
+        rest.own = None if self.own is None else self.own[skip:]
+        return rest
+
+    def strip(self, part: slice) -> Tensor:
+        """Prepared queries."""
+        rows = self.rows[part]
+        if self._shared:
+            return self.target.block(0, len(self.queries))[0][rows]
+        return self.target.space(self.queries[rows])
+
+    def rankings(
+        self, k: int, *, exact: bool = False
+    ) -> Iterator[tuple[slice, Int64[Tensor, "s k"], Float[Tensor, "s k"]]]:
+        """Searches strip by strip, for those who need not keep the ranking: yields (part of the queries, ids, scores).
+
+        Arguments:
+            k: items per query; there are as many, the own one left out.
+            exact: exactly, although there is an index.
+        """
+        count = len(self.rows)
+        length = max(1, min(RANKING_BLOCK // (k + 2), 4096))
+        by_index = self.target.index is not None and not exact
+        blocks = [(0, len(self.target))] if by_index else self.target.blocks
+        held = length if len(blocks) == 1 else max(length, RANKINGS_HELD // (k + 2) // length * length)
+        total, done = -(-count // length) * len(blocks), 0
+        for start in range(0, count, held):
+            parts = [slice(i, min(i + length, count)) for i in range(start, min(start + held, count), length)]
+            best: list[tuple[Tensor, Tensor] | None] = [None] * len(parts)
+            for first, end in blocks:
+                for place, part in enumerate(parts):
+                    found = self._by_index(part, k) if by_index else self._of_block(part, k, first, end)
+                    best[place] = _merged(best[place], found, k)
+                    done += 1
+                    if self.progress is not None:
+                        self.progress(done, total)
+            for place, part in enumerate(parts):
+                of_part = best[place]
+                assert of_part is not None
+                scores, ids = of_part
+                if not by_index and bool(
+                    (ids < 0).any()
+                ):  # a defect of a back end: labels[-1] would be read in silence
+                    raise RuntimeError(f"{self.function}: the back end returned fewer than {k} neighbours")
+                yield part, ids, scores
+                best[place] = None
+
+    def _of_block(self, part: slice, k: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        x, own = self.strip(part), None if self.own is None else self.own[part] - first
+        y, squares = self.target.block(first, end)
+        top = _faiss_top if self.target.use_faiss else _torch_top
+        k = min(k, len(y))
+        scores, ids = top(x, y, k, self.target.metric, squares, own)
+        if squares is not None:
+            scores, ids = _as_distances(x, y, scores, ids)
+        return scores, ids + first
+
+    def _by_index(self, part: slice, k: int) -> tuple[Tensor, Tensor]:
+        """What the index finds, scored exactly; -1 after the last."""
+        x, device = self.strip(part), self.queries.device
+        asked = min(k + (self.own is not None), len(self.target))
+        found = torch.from_numpy(_faiss.search(self.target.index, x.cpu().numpy(), asked)).to(device)
+        ids = found if self.own is None else found.masked_fill(found == self.own[part, None], -1)
+        scores = self._scored(x, ids).masked_fill_(ids < 0, -torch.inf)
+        # Equal scores by id, what is missing last.
+        order = torch.where(ids < 0, len(self.target), ids).argsort(dim=1)
+        scores, ids = scores.gather(1, order), ids.gather(1, order)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return scores[:, :k], ids.gather(1, order)[:, :k]
+
+    def _scored(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Scores of some items of each query, from their rows."""
+        parts = []
+        step = max(1, BLOCK // (ids.shape[1] * x.shape[1]))
+        for of_x, of_ids in zip(torch.split(x, step), torch.split(ids, step), strict=True):
+            y = self.target.space(self.target.rows[of_ids.clamp_min(0).flatten()]).view(*of_ids.shape, -1)
+            if self.target.metric == "euclidean":
+                parts.append((of_x[:, None] - y).square_().sum(2).neg_() + 0.0)
+            else:
+                parts.append((y @ of_x[:, :, None]).squeeze(2))
+        return torch.cat(parts)
+
+    def index_recall(self, k: int) -> float:
+        """The share of the exact k nearest that the index finds, of a sample of the queries."""
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randperm(len(self.rows), generator=generator)[:SAMPLE].sort().values.to(self.rows.device)
+        own = None if self.own is None else self.own[sample]
+        some = Search(self.function, self.queries[self.rows[sample]], self.target, own=own)
+        exact, found = (torch.cat([ids for _, ids, _ in some.rankings(k, exact=e)]) for e in (True, False))
+        hits = [torch.isin(e, f).sum() for e, f in zip(exact, found, strict=True)]
+        return float(sum(hits)) / exact.numel()
+
+    def settled(self, places: Int64[Tensor, " some"], k: int) -> tuple[Tensor, Tensor]:
+        """Rankings of some queries by torch, whose scores are those of `scores`."""
+        x, own = self._some(places)
+        best: tuple[Tensor, Tensor] | None = None
+        for first, end in self.target.blocks:
+            y, squares = self.target.block(first, end)
+            of_block = _torch_top(
+                x, y, min(k, len(y)), self.target.metric, squares, None if own is None else own - first
+            )
+            scores, ids = of_block if squares is None else _as_distances(x, y, *of_block)
+            best = _merged(best, (scores, ids + first), k)
+        assert best is not None
+        return best
+
+    def scores(self, places: Int64[Tensor, " some"]) -> Iterator[tuple[int, Float[Tensor, "some block"]]]:
+        """Scores of some queries against all items, block by block: yields (first item, scores), the own one -inf."""
+        x, own = self._some(places)
+        for start, end in self.target.blocks:
+            y, squares = self.target.block(start, end)
+            width = max(1, min(len(y), BLOCK // len(x)))
+            width = max(_WHOLE[1], width // _WHOLE[1] * _WHOLE[1])
+            for first in range(0, len(y), width):
+                z = y[first : first + width]
+                scores = similarity(
+                    x, z, self.target.metric, None if squares is None else squares[first : first + width]
+                )
+                if squares is not None:
+                    ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
+                    scores = _distances(x, z, scores, ids)
+                _leave_out(scores, own, start + first)
+                yield start + first, scores
+
+    def _some(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = self.target.block(0, len(self.queries))[0] if self._shared else None
+        rows = self.rows[places]
+        x = self.target.space(self.queries[rows]) if x is None else x[rows]
+        return x, None if self.own is None else self.own[places]
+
+
+def _merged(best: tuple[Tensor, Tensor] | None, found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of two rankings in order, the ids of the first before those of the second."""
+    if best is None:
+        return found
+    values, ids = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], ids.gather(1, order[:, :k])
+
+
+def _leave_out(scores: Tensor, own: Tensor | None, first: int) -> None:
+    if own is not None:
+        inside = ((own >= first) & (own < first + scores.shape[1])).nonzero().squeeze(1)
+        scores[inside, own[inside] - first] = -torch.inf
+
+
+def in_order_of_ids(function: str, ids: Tensor, gallery: Tensor) -> tuple[Int64[Tensor, " gallery"], Tensor]:
+    """The ids of a gallery in order, and the rows in that order.
+
+    Raises:
+        InputError: for ids that are no integers, repeat, are negative, or do not fit the rows.
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.shape != gallery.shape[:1]:
+        raise InputError(
+            f"{function}: gallery_ids have dtype {ids.dtype} and shape {tuple(ids.shape)}, "
+            f"expected {len(gallery)} integers"
+        )
+    ordered, order = ids.detach().to(gallery.device, torch.int64).sort()
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise InputError(f"{function}: gallery_ids hold {int(repeated[0])} more than once, expected each once")
+    if int(ordered[0]) < 0:
+        raise InputError(f"{function}: gallery_ids hold {int(ordered[0])}, expected ids of at least 0")
+    return ordered, order
+
+
+def own_rows(
+    function: str, exclude_self: bool | Tensor, queries: Tensor, size: int, ids: Int64[Tensor, " gallery"] | None
+) -> Int64[Tensor, " queries"] | None:
+    """The gallery row that each query must not return, or None.
+
+    Arguments:
+        function: name of the caller, for messages.
+        exclude_self: whether the gallery is the queries, or the id of each query.
+        queries: as many.
+        size: of the gallery.
+        ids: of the gallery's rows, in order; None: the row is the id.
+
+    Raises:
+        InputError: for ids that the gallery does not hold.
+    """
+    if isinstance(exclude_self, bool):
+        return torch.arange(len(queries), device=queries.device) if exclude_self else None
+    own = exclude_self.detach().to(queries.device)
+    if own.is_floating_point() or own.is_complex() or own.dtype == torch.bool or own.shape != queries.shape[:1]:
+        raise InputError(
+            f"{function}: exclude_self has dtype {own.dtype} and shape {tuple(own.shape)}, "
+            f"expected the ids of {len(queries)} queries"
+        )
+    own = own.to(torch.int64)
+    rows = own if ids is None else torch.searchsorted(ids, own).clamp_max(size - 1)
+    known = (rows >= 0) & (rows < size) if ids is None else ids[rows] == own
+    if not bool(known.all()):
+        missing = int(own[~known][0])
+        raise InputError(f"{function}: exclude_self holds id {missing}, expected ids that the gallery holds")
+    return rows
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
+    """The check of embeddings at the public boundary: a finite tensor [rows, dim] of float32 or float64, cut off."""
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+            raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
+        # A copy where torch cannot share: foreign byte order, negative strides, read-only memory.
+        x = torch.from_numpy(np.require(x, dtype=x.dtype.newbyteorder("="), requirements=["C", "W"]))
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
+    if x.ndim != 2 or 0 in x.shape:
+        raise InputError(f"{function}: {name} has shape {tuple(x.shape)}, expected [rows, dim], neither of them 0")
+    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    step = max(1, BLOCK // x.shape[1])  # a memory map is read a block at a time
+    finite = torch.cat([torch.isfinite(part).all(1) for part in torch.split(x, step)])
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().squeeze(1)
+        rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+        raise InputError(f"{function}: {name} holds NaN or infinity in {rows}, the first is row {int(bad[0])}")
+    return x
+
+
+def as_pair(
+    function: str, queries: Rows, gallery: Rows, names: tuple[str, str]
+) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, "gallery dim"]]:
+    """Two sets of embeddings, of one width, device and precision (the wider of the two)."""
+    x = as_rows(function, names[0], queries)
+    y = x if gallery is queries else as_rows(function, names[1], gallery)
+    if x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"{function}: {names[0]} have shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}, "
+            "expected the same width"
+        )
+    if x.device != y.device:
+        raise InputError(f"{function}: {names[0]} are on {x.device} and {names[1]} on {y.device}, expected one device")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x = x.to(dtype)
+    return x, (x if gallery is queries else y.to(dtype))
+
+
+def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Rows of length 1, zero rows left at zero; scaled first, so that no square overflows or underflows."""
+    largest = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(length > 0, length, 1.0)
+
+
+def similarity(x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None) -> Tensor:
+    """Scores of a block up to a term of the row alone: x.y, or 2 x.y - |y|^2 for the distance.
+
+    Equal rows must get equal scores wherever they stand and however blocks are cut, or ties are not decided by id. The
+    libraries of matrix products round differently at borders and for a few rows, so these are filled up with zeros.
+    """
+    rows, columns = len(x), len(y)
+    squares = y.square().sum(1) if squares is None and metric == "euclidean" else squares
+    x, y = _filled_up(x, _WHOLE[0]), _filled_up(y, _WHOLE[1])
+    with torch.autocast(x.device.type, enabled=False):  # it would compute in bfloat16
+        if metric != "euclidean":
+            return (x @ y.T)[:rows, :columns]
+        assert squares is not None
+        return torch.addmm(_filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0)[:rows, :columns]
+
+
+def _filled_up(x: Tensor, multiple: int) -> Tensor:
+    """Zeros after the last row, up to a multiple of so many; no copy where there is nothing to add."""
+    missing = -len(x) % multiple
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+
+def _chosen(function: str, x: Tensor, backend: str) -> tuple[bool, str | None]:
+    """Whether FAISS searches exactly, and the description of an index if one is to search approximately."""
+    if backend == "auto":
+        return x.device.type == "cpu" and x.dtype == torch.float32 and _faiss.safe_by_default(), None
+    if backend == "torch":
+        return False, None
+    if backend != "faiss" and not _faiss.is_factory(backend):
+        raise InputError(
+            f"{function}: backend is {backend!r}, expected one of auto, torch, faiss, "
+            "or a FAISS factory string such as 'IVF4096,Flat'"
+        )
+    if not _faiss.available():
+        raise InputError(f"{function}: backend is {backend!r}, which needs FAISS: pip install 'kpair[faiss]'")
+    return backend == "faiss", None if backend == "faiss" else backend
+
+
+def _torch_top(
+    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Exact top-k over blocks of scores; equal scores in the order of ids."""
+    width = min(len(y), max(BLOCK_WIDTH, 4 * k))
+    height = max(2, BLOCK // width)
+    starts: Iterable[int] = range(0, len(x), height)
+    parts = [
+        _torch_rows(x[i : i + height], y, k, metric, squares, None if own is None else own[i : i + height], width)
+        for i in starts
+    ]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
+
+
+def _torch_rows(
+    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None, width: int
+) -> tuple[Tensor, Tensor]:
+    best: tuple[Tensor, Tensor] | None = None
+    for first in range(0, len(y), width):
+        block = slice(first, first + width)
+        scores = similarity(x, y[block], metric, None if squares is None else squares[block])
+        _leave_out(scores, own, first)
+        best = with_block(best, scores, first, k)
+    assert best is not None
+    return best
+
+
+def with_block(best: tuple[Tensor, Tensor] | None, scores: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores so far and their columns, in order, after one more block of columns.
+
+    Arguments:
+        best: of the blocks before; None: there were none.
+        scores: of the block.
+        first: the column of its first.
+        k: how many are kept.
+    """
+    values, columns = _largest(scores, min(k, scores.shape[1]))
+    columns = columns + first
+    return _merged(best, (values, columns), k)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns: the larger first, among equals the lower column."""
+    columns = scores.shape[1]
+    values, chosen = scores.topk(min(k + 1, columns), dim=1)
+    if not bool((values[:, 1:] == values[:, :-1]).any()):
+        return values[:, :k], chosen[:, :k]
+    if columns > k:  # `topk` keeps any of those equal to the last: keep the first ones
+        cut = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
+        last = values[cut, k - 1, None]
+        some = scores[cut]
+        equal = some == last
+        above = some > last
+        kept = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        chosen = chosen[:, :k].clone()
+        chosen[cut] = kept.nonzero()[:, 1].view(len(cut), k)
+    chosen = chosen.sort(dim=1).values
+    values, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+    return values, chosen.gather(1, order)
+
+
+def _faiss_top(
+    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same by FAISS. One more item is asked for, to see a tie at the cut: torch settles those rows."""
+    asked = min(k + (own is not None) + 1, len(y))
+    found = _faiss.knn(
+        x.cpu().contiguous().numpy(), y.cpu().contiguous().numpy(), asked, inner_product=metric != "euclidean"
+    )
+    values, ids = (torch.from_numpy(part).to(x.device) for part in found)
+    if own is not None and asked > k:  # drop the own id; where it is not among them, the last
+        kept = ids != own[:, None]
+        kept[:, -1] &= ~kept.all(1)
+        values, ids = values[kept].view(len(x), -1), ids[kept].view(len(x), -1)
+    elif own is not None:  # all of a block: the own id goes last
+        values = values.masked_fill(ids == own[:, None], -torch.inf)
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        ids = ids.gather(1, order)
+    cut = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1) if values.shape[1] > k else torch.empty(0)
+    values, ids = _in_order(values[:, :k], ids[:, :k])
+    if metric == "euclidean":
+        values = values + x.square().sum(1, keepdim=True)
+    if len(cut):
+        values, ids = values.clone(), ids.clone()
+        values[cut], ids[cut] = _torch_top(x[cut], y, k, metric, squares, None if own is None else own[cut])
+    return values, ids
+
+
+def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The larger first, among equals the lower id."""
+    gain = values[:, 1:] - values[:, :-1]
+    if not bool((gain > 0).any() | ((gain == 0) & (ids[:, 1:] < ids[:, :-1])).any()):
+        return values, ids
+    ids, order = ids.sort(dim=1)
+    values, second = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, ids.gather(1, second)
+
+
+def _as_distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Rankings by 2 x.y - |y|^2 as rankings by the distance, in its order."""
+    return _in_order(_distances(x, y, scores, ids), ids)
+
+
+def _distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
+    """Turns 2 x.y - |y|^2 into -|x - y|^2; where these cancel, as between near duplicates, it is computed anew."""
+    length = x.square().sum(1, keepdim=True)
+    scores = scores - length
+    row, column = (scores > -1e-3 * length).nonzero(as_tuple=True)
+    step = max(1, BLOCK // x.shape[1])
+    for first in range(0, len(row), step):
+        i, j = row[first : first + step], column[first : first + step]
+        scores[i, j] = (x[i] - y[ids[i, j]]).square().sum(1).neg() + 0.0
+    return scores.clamp_max(0.0)
