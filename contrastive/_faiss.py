@@ -23,6 +23,7 @@ from contrastive.errors import InputError
 __all__ = [
     "available",
     "build",
+    "flavour",
     "from_bytes",
     "gpu_count",
     "is_factory",
@@ -30,6 +31,7 @@ __all__ = [
     "safe_by_default",
     "search",
     "set_nprobe",
+    "threads",
     "to_bytes",
 ]
 
@@ -77,6 +79,26 @@ def gpu_count() -> int:
     if faiss is None or not hasattr(faiss, "get_num_gpus") or not hasattr(faiss, "StandardGpuResources"):
         return 0
     return int(faiss.get_num_gpus())
+
+
+def flavour() -> dict[str, str | int]:
+    """What kind of FAISS this is: its version, where it lies, CPU or GPU, its instructions, its GPUs."""
+    faiss = _module()
+    assert faiss is not None
+    options = faiss.get_compile_options().strip() if hasattr(faiss, "get_compile_options") else "unknown"
+    return {
+        "version": str(getattr(faiss, "__version__", "unknown")),
+        "module": str(faiss.__file__),
+        "flavour": "GPU" if hasattr(faiss, "StandardGpuResources") else "CPU",
+        "instructions": options,
+        "GPUs": gpu_count(),
+    }
+
+
+def threads() -> int | None:
+    """How many threads FAISS uses; None without it."""
+    faiss = _module()
+    return int(faiss.omp_get_max_threads()) if faiss is not None and hasattr(faiss, "omp_get_max_threads") else None
 
 
 @cache

@@ -183,6 +183,10 @@ class Assessment:
         for part, ids, scores in run.rankings(asked):
             yield self._values(run, part, ids, scores)
 
+    def everything_is_relevant(self) -> bool:
+        """Whether any ranking at all would read 1: all items have one label."""
+        return bool((self.relevance.total == len(self.search.target) - self.alone).all())
+
     def result(self, parts: Iterable[Mapping[str, Float32[Tensor, " part"]]]) -> RetrievalResult:
         """Puts the parts together.
 

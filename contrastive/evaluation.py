@@ -103,6 +103,7 @@ def evaluate_model(
     batch_size: int,
     seed: int = 0,
     ks: Sequence[int] | None = None,
+    metrics: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
     """Measures each representation in the same way, on the same images and the same views.
@@ -116,6 +117,7 @@ def evaluate_model(
         batch_size: number of candidates of the bound.
         seed: of the views and of the MLP probe.
         ks: of recall@k, refused where they exceed the gallery; None: 1, 5, 10, 100, as far as it reaches.
+        metrics: of retrieval, as in `contrastive.evaluate_retrieval`; None: its defaults.
         on_step: is told what is measured next.
 
     Returns:
@@ -145,7 +147,9 @@ def evaluate_model(
         row: dict[str, float | None] = {}
         if labels is not None:
             on_step(f"{name}: retrieval")
-            options: dict[str, Any] = {} if ks is None else {"ks": ks}
+            options: dict[str, Any] = ({} if ks is None else {"ks": ks}) | (
+                {} if metrics is None else {"metrics": metrics}
+            )
             retrieval = evaluate_retrieval(test, labels, **options)
             row |= retrieval.mean
             fit = embed(model.features, data.train.images) if fit_rows is None else test[fit_rows]
@@ -173,8 +177,8 @@ def evaluate_model(
                 if retrieval.excluded:
                     notes.append(f"{retrieval.excluded} queries are the only image of their class: excluded.")
                 if retrieval.dropped:
-                    beyond = ", ".join(f"recall@{k}" for k in retrieval.dropped)
-                    notes.append(f"{beyond} is left out: the gallery holds {len(test) - 1} other images.")
+                    beyond = ", ".join(map(str, retrieval.dropped))
+                    notes.append(f"k = {beyond} is left out: the gallery holds {len(test) - 1} other images.")
     if data.skipped:
         shown = "; ".join(data.skipped[:3]) + (" ..." if len(data.skipped) > 3 else "")
         notes.append(f"{len(data.skipped)} unreadable images were skipped: {shown}")

@@ -446,7 +446,11 @@ def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
     if not bool(finite.all()):
         bad = (~finite).nonzero().squeeze(1)
         rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-        raise InputError(f"{function}: {name} holds NaN or infinity in {rows}, the first is row {int(bad[0])}")
+        more = ", ".join(map(str, bad[1:6].tolist())) + (", ..." if len(bad) > 6 else "")
+        raise InputError(
+            f"{function}: {name} holds NaN or infinity in {rows}, the first is row {int(bad[0])}"
+            + (f" (then {more})" if more else "")
+        )
     return x
 
 

@@ -31,17 +31,33 @@ def print_comparison(
 
 
 def print_figures(
-    figures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], notes: Sequence[str]
+    figures: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    notes: Sequence[str],
+    *,
+    class_intervals: Mapping[str, tuple[float, float]] | None = None,
+    index_recall: float | None = None,
 ) -> None:
     """Prints one row a figure.
 
     Arguments:
         figures: shares in [0, 1].
-        intervals: of some of them.
+        intervals: of some of them, over queries.
         notes: printed below.
+        class_intervals: likewise, over classes.
+        index_recall: of an approximate search, beside every figure that rests on it.
     """
+    header = ["value", "95 % interval"]
     rows = [[name, _cell(name, value), _interval(name, intervals)] for name, value in figures.items()]
-    _print(["value", "95 % interval"], rows, notes)
+    if class_intervals:
+        header.append("over classes")
+        for row in rows:
+            row.append(_interval(row[0], class_intervals))
+    if index_recall is not None:
+        header.append("neighbours found")
+        for row in rows:
+            row.append(f"{100 * index_recall:.1f} %" if row[0] in intervals else "")
+    _print(header, rows, notes)
 
 
 def _print(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Embeddings and labels from files: .npy, .npz, .safetensors, .parquet and .pt, never by running a pickle."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from contrastive.errors import InputError
 
-__all__ = ["read", "read_labels"]
+__all__ = ["read", "read_labels", "read_relevant"]
 
-Labels = Tensor | list[str]
+Labels = Tensor | list[str] | list[list[str]] | list[list[int]]
 
 _SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".pt")
 
@@ -25,7 +26,7 @@ def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
 
     Arguments:
         path: of the file.
-        mapped: leave the embeddings of a .npy file on the disk until they are looked at.
+        mapped: leave the embeddings of a .npy, .safetensors or .pt file on the disk until they are looked at.
 
     Returns:
         Embeddings ``[n, d]``, and labels or None.
@@ -50,6 +51,8 @@ def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
 def read_labels(path: Path) -> Labels:
     """Reads labels: one a line of a text file (.txt, .csv without header), or an array of integers or strings.
 
+    Several a row are a matrix of 0 and 1, or a parquet column of lists.
+
     Arguments:
         path: of the file.
 
@@ -61,7 +64,12 @@ def read_labels(path: Path) -> Labels:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
-        words = [line.strip() for line in lines if line.strip()]
+        words = "\n".join(lines).rstrip().split("\n") if any(line.strip() for line in lines) else []
+        words = [word.strip() for word in words]
+        if "" in words:
+            raise InputError(f"{path}: line {words.index('') + 1} is empty, expected a label on every line")
+        if not words:
+            raise InputError(f"{path} is empty, expected a label on every line")
         return torch.tensor([int(word) for word in words]) if all(_is_integer(word) for word in words) else words
     arrays = _arrays(path)
     found = next((arrays[key] for key in ("labels", "label", "") if key in arrays), None)
@@ -70,7 +78,35 @@ def read_labels(path: Path) -> Labels:
     return _checked_labels(path, found)
 
 
-def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Tensor | list[str]]:
+def read_relevant(path: Path) -> list[dict[int, float]]:
+    """Reads which items are relevant to each query: a JSON list with, for each query, a list of rows or grades by row.
+
+    Arguments:
+        path: of the file: ``[[3, 17], [4]]``, or ``[{"3": 2, "17": 1}, {"4": 1}]``.
+
+    Returns:
+        Grades by row.
+
+    Raises:
+        InputError: for a file that cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, list):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a list with one entry a query")
+    relevant = []
+    for query, items in enumerate(content):
+        try:
+            graded = items if isinstance(items, dict) else dict.fromkeys(map(int, items), 1.0)
+            relevant.append({int(row): float(grade) for row, grade in graded.items()})
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: query {query} has {items!r:.40}, expected rows, or grades by row") from None
+    return relevant
+
+
+def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
     """What a file holds, by name; an unnamed array is called ''."""
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
@@ -79,7 +115,7 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Tensor | list[s
             # "c": memory that may be written to, as torch asks, and never is.
             return {"": _array(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {key: _array(archive[key]) for key in archive.files}
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -87,7 +123,7 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Tensor | list[s
             return load_file(path)
         if path.suffix == ".parquet":
             return _parquet(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
     except Exception as error:
@@ -101,13 +137,36 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Tensor | list[s
     raise InputError(f"{path} holds a {type(loaded).__name__}, expected a tensor or a dict of tensors")
 
 
-def _parquet(path: Path) -> dict[str, Tensor | list[str]]:
+def _parquet(path: Path) -> dict[str, Tensor | list[Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"{path}: parquet needs pyarrow: pip install 'kpair[parquet]'") from None
-    table = parquet.read_table(path).to_pydict()
-    return {key: _array(np.array(column)) for key, column in table.items()}
+    table = parquet.read_table(path, memory_map=True)
+    return {name: _column(path, name, table[name].combine_chunks()) for name in table.column_names}
+
+
+def _column(path: Path, name: str, column: Any) -> Tensor | list[Any]:
+    """A column of numbers, strings, or lists of them; lists of numbers of one length are a matrix."""
+    import pyarrow as pa
+
+    if column.null_count:
+        row = column.is_null().index(True).as_py()
+        raise InputError(f"{path}: {name} is missing in {column.null_count} rows, the first is row {row}")
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _column(path, name, column.dictionary_decode())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        values, lengths = column.flatten(), column.value_lengths().to_numpy(zero_copy_only=False)
+        if values.null_count:
+            raise InputError(f"{path}: {name} has missing numbers in its lists, expected none")
+        if pa.types.is_floating(kind.value_type) and len(lengths) and (lengths == lengths[0]).all():
+            matrix = values.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
+            return torch.from_numpy(np.require(matrix, requirements=["C", "W"]))
+        return list(column.to_pylist())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return list(column.to_pylist())
+    return _array(column.to_numpy(zero_copy_only=False))
 
 
 def _array(array: np.ndarray) -> Tensor | list[str]:
@@ -115,15 +174,21 @@ def _array(array: np.ndarray) -> Tensor | list[str]:
         return [str(word) for word in array.tolist()]
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # a copy where torch could not write
 
 
 def _checked_labels(path: Path, labels: Any) -> Labels:
     if isinstance(labels, list) and all(isinstance(word, str) for word in labels):
         return labels
+    if isinstance(labels, list) and labels and all(isinstance(row, list) for row in labels):
+        return labels
+    if isinstance(labels, Tensor) and labels.ndim == 2 and bool(((labels == 0) | (labels == 1)).all()):
+        return labels.bool()
     if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex():
         return labels.to(torch.int64)
-    raise InputError(f"{path}: labels are {_describe(labels)}, expected one integer or string a row")
+    raise InputError(
+        f"{path}: labels are {_describe(labels)}, expected one integer or string a row, or a matrix of 0 and 1"
+    )
 
 
 def _describe(value: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from contrastive.errors import InputError
-from contrastive.vectors import read, read_labels
+from contrastive.vectors import read, read_labels, read_relevant
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 1, 2**30])
@@ -53,7 +53,7 @@ def test_formats(tmp_path, write):
 def test_strings(tmp_path):
     np.savez(tmp_path / "x.npz", embeddings=X, labels=np.array(["cat", "dog", "dog", "<b>"]))
     assert read(tmp_path / "x.npz")[1] == ["cat", "dog", "dog", "<b>"]
-    (tmp_path / "y.txt").write_text("cat\ndog\n\ndog\n")
+    (tmp_path / "y.txt").write_text("cat\ndog\ndog\n\n")
     assert read_labels(tmp_path / "y.txt") == ["cat", "dog", "dog"]
     (tmp_path / "z.txt").write_text("3\n-1\n")
     assert read_labels(tmp_path / "z.txt").tolist() == [3, -1]
@@ -107,3 +107,86 @@ def test_wrong_contents(tmp_path):
 def test_big_endian(tmp_path):
     np.save(tmp_path / "x.npy", X.astype(">f4"))
     assert torch.equal(read(tmp_path / "x.npy")[0], torch.tensor(X))
+
+
+def test_a_missing_label_is_named(tmp_path):
+    # A line that was left out would move every label after it by one row.
+    for content, message in [("cat\n\ndog\n", "line 2 is empty"), ("\n \n", "is empty"), ("", "is empty")]:
+        (tmp_path / "y.txt").write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_labels(tmp_path / "y.txt")
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import parquet
+
+    for column in (["a", None, "b", None], [1, None, 2, None], [["a"], None, ["b"], None]):
+        parquet.write_table(pyarrow.table({"embedding": list(X), "label": column}), tmp_path / "x.parquet")
+        with pytest.raises(InputError, match="label is missing in 2 rows, the first is row 1"):
+            read(tmp_path / "x.parquet")
+
+
+def test_several_labels_a_row(tmp_path):
+    np.save(tmp_path / "y.npy", np.array([[0, 1, 1], [1, 0, 0]]))
+    assert read_labels(tmp_path / "y.npy").tolist() == [[False, True, True], [True, False, False]]
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import parquet
+
+    labels = [["cat", "night"], [], ["dog"], ["cat"]]
+    embeddings = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(X.ravel()), 3)
+    parquet.write_table(pyarrow.table({"embeddings": embeddings, "labels": labels}), tmp_path / "x.parquet")
+    found = read(tmp_path / "x.parquet")
+    assert torch.equal(found[0], torch.tensor(X))
+    assert found[1] == labels
+    chunks = pyarrow.table({"embedding": pyarrow.chunked_array([list(X[:1]), list(X[1:])]), "label": labels})
+    parquet.write_table(chunks, tmp_path / "y.parquet", row_group_size=2)
+    assert torch.equal(read(tmp_path / "y.parquet")[0], torch.tensor(X))
+    ragged = pyarrow.table({"embedding": [[1.0, 2.0], [1.0]], "label": [1, 2]})
+    parquet.write_table(ragged, tmp_path / "z.parquet")
+    with pytest.raises(InputError, match="expected floats"):
+        read(tmp_path / "z.parquet")
+
+
+def test_relevant_items(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('[[3, 17], {"4": 2, "5": 0.5}, []]')
+    assert read_relevant(path) == [{3: 1.0, 17: 1.0}, {4: 2.0, 5: 0.5}, {}]
+    for content, message in [
+        ("[[1", "cannot be read"),
+        ('{"0": [1]}', "holds a dict, expected a list"),
+        ('[["a"]]', "query 0 has"),
+        ("[[1], 3]", "query 1 has 3"),
+        ('[{"1": "x"}]', "query 0 has"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_relevant(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_relevant(tmp_path / "nope.json")
+
+
+@pytest.mark.parametrize("write", [npy, npz, safetensors, parquet, pt], ids=lambda f: f.__name__)
+def test_a_truncated_file_is_refused(tmp_path, write):
+    path = tmp_path / f"x.{write.__name__}"
+    write(path)
+    content = path.read_bytes()
+    for length in (0, 1, 9, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        for mapped in (False, True):
+            with pytest.raises(InputError, match="cannot be read"):
+                read(path, mapped=mapped)
+
+
+@pytest.mark.parametrize("write", [npy, safetensors, pt], ids=lambda f: f.__name__)
+def test_mapped_files_are_not_read_as_a_whole(tmp_path, write, monkeypatch):
+    import resource
+
+    monkeypatch.setattr("test_vectors.X", np.zeros((2**18, 64), dtype=np.float32))  # 64 MB
+    monkeypatch.setattr("test_vectors.Y", np.zeros(2**18, dtype=np.int64))
+    path = tmp_path / f"x.{write.__name__}"
+    write(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    embeddings, _ = read(path, mapped=True)
+    assert embeddings.shape == (2**18, 64)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 40_000
+    embeddings[0] = 1.0  # never reaches the file
+    assert not bool(read(path)[0].any())

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from contrastive.cli.doctor import doctor
 from contrastive.cli.evaluate import evaluate
 from contrastive.cli.mine import mine
 from contrastive.cli.train import train
@@ -22,7 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, 2 for input that the user can mend (one sentence on standard error), 130 for Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    commands: dict[str, Callable[[list[str]], None]] = {"train": train, "evaluate": evaluate, "mine": mine}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "mine": mine,
+        "doctor": doctor,
+    }
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_HELP)
@@ -53,5 +59,6 @@ commands:
   train      train an encoder on images without labels, evaluate it, write a report
   evaluate   evaluate a run, or a file of embeddings
   mine       find the hardest negatives of every row of a file of embeddings
+  doctor     print what this machine computes with, and what stands in the way
 
 kpair COMMAND --help shows the options of a command; kpair --version the version."""

@@ -1,7 +1,7 @@
 """``kpair evaluate``: a run, or a file of embeddings."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +11,16 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from contrastive import runs, tables, vectors
+from contrastive.assessment import DEFAULT_METRICS, METRICS, Assessment, RetrievalResult
+from contrastive.cli import parts
 from contrastive.cli.configuration import read_options
 from contrastive.cli.names import Setup, set_up
+from contrastive.cli.progress import progress_bar
 from contrastive.encoders import build, load_recipe, load_weights
 from contrastive.errors import InputError
 from contrastive.options import parse
-from contrastive.retrieval import evaluate_retrieval, instance_recall
+from contrastive.relevance import label_ids, several
+from contrastive.retrieval import instance_recall
 
 if TYPE_CHECKING:
     from contrastive.evaluation import Evaluation, Model
@@ -35,7 +39,21 @@ def _add_options(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="K,K,...",
-        help="of recall@k (default: 1,5,10,100, as far as the gallery reaches)",
+        help="of the metrics at k (default: 1,5,10,100, as far as the gallery reaches)",
+    )
+    add(
+        "--metrics",
+        type=str | None,
+        default=None,
+        metavar="NAME,NAME,...",
+        help=f"of {' '.join(METRICS)}, or one at a k of its own such as ndcg@20 (default: {' '.join(DEFAULT_METRICS)})",
+    )
+    add(
+        "--relevant",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="in the place of labels: JSON, for each query a list of its relevant gallery rows, or grades by row",
     )
     add(
         "--metric",
@@ -45,10 +63,20 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     add(
         "--backend",
-        type=Literal["auto", "torch", "faiss"] | None,
+        type=str | None,
         default=None,
-        help="what searches, for a file (default: auto, FAISS where it is installed)",
+        metavar="NAME",
+        help="what searches, for a file: auto | torch | faiss (default: auto, FAISS where it is installed), or a FAISS "
+        "factory string such as IVF4096,Flat: approximate, what it misses is measured",
     )
+    add("--nprobe", type=int, default=32, help="of an inverted file (IVF), how many of its lists are searched")
+    add(
+        "--resume",
+        type=Literal["auto", "never"],
+        default="never",
+        help="for a file, with --json: auto continues what was killed of the same files and options, or starts",
+    )
+    add("--progress", type=bool | None, default=None, help="whether to show progress (default: on a terminal)")
     add("--data-root", type=str | None, default=None, help="for a run: where its data lie now")
     add("--json", type=str | None, default=None, metavar="FILE", help="write the figures as JSON as well")
 
@@ -70,17 +98,19 @@ def evaluate(words: list[str]) -> None:
         add_options=_add_options,
     )
     target, ks = Path(options["target"]), _ks(options["k"])
+    metrics = None if options["metrics"] is None else tuple(word for word in options["metrics"].split(",") if word)
     if target.is_dir():
         only_files = [name for name in _OF_FILES if options[name] is not None]
-        if only_files:
+        if only_files or options["resume"] != "never":
+            only_files = [*only_files, "resume"]
             raise InputError(
                 f"--{only_files[0].replace('_', '-')} goes with a file of embeddings, and {target} is a run"
             )
-        content = _evaluate_run(target, options, ks)
+        content = _evaluate_run(target, options, ks, metrics)
     elif target.exists():
         if options["data_root"] is not None:
             raise InputError(f"--data-root goes with a run, and {target} is a file")
-        content = _evaluate_file(target, options, ks)
+        content = _evaluate_file(target, options, ks, metrics)
     else:
         raise InputError(f"{target} does not exist: expected a run folder or a file of embeddings")
     if options["json"] is not None:
@@ -88,9 +118,13 @@ def evaluate(words: list[str]) -> None:
             runs.write_json(Path(options["json"]), content)
         except OSError as error:
             raise InputError(f"--json: {options['json']} cannot be written: {error}") from error
+        if options["resume"] == "auto":
+            parts.remove(Path(options["json"]))
 
 
-def _evaluate_run(folder: Path, options: Mapping[str, Any], ks: Sequence[int] | None) -> dict[str, Any]:
+def _evaluate_run(
+    folder: Path, options: Mapping[str, Any], ks: Sequence[int] | None, metrics: Sequence[str] | None
+) -> dict[str, Any]:
     recipe = load_recipe(folder)
     words = ["--config", str(folder / runs.CONFIG)]
     if options["data_root"] is not None:
@@ -103,52 +137,129 @@ def _evaluate_run(folder: Path, options: Mapping[str, Any], ks: Sequence[int] | 
     if setup.recipe != replace(recipe, arguments=arguments):
         raise InputError(f"{folder} was trained on other images: its encoder.json does not fit the data found now")
     load_weights(folder, encoder=setup.encoder, projector=setup.projector, critic=setup.critic)
-    measured = measure(config, setup, ks=ks, loud=sys.stderr.isatty())
+    measured = measure(config, setup, ks=ks, metrics=metrics, loud=_shown(options))
     tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
     return {**measured.figures, "intervals": measured.intervals, "bound": measured.bound, "notes": measured.notes}
 
 
-def _evaluate_file(file: Path, options: Mapping[str, Any], ks: Sequence[int] | None) -> dict[str, Any]:
-    from contrastive.geometry import uniformity
-
+def _evaluate_file(
+    file: Path, options: Mapping[str, Any], ks: Sequence[int] | None, metrics: Sequence[str] | None
+) -> dict[str, Any]:
+    if options["nprobe"] < 1:
+        raise InputError(f"--nprobe is {options['nprobe']}, expected at least 1")
+    if options["relevant"] is not None and (options["labels"] is not None or options["gallery_labels"] is not None):
+        raise InputError("--relevant takes the place of labels: leave --labels and --gallery-labels out")
     embeddings, labels = _read(file, options["labels"])
     gallery, gallery_labels = None, None
     if options["gallery"] is not None:
         gallery, gallery_labels = _read(Path(options["gallery"]), options["gallery_labels"])
     elif options["gallery_labels"] is not None:
         raise InputError("--gallery-labels needs --gallery FILE")
-    given: dict[str, Any] = {"metric": options["metric"] or "cosine"} | ({} if ks is None else {"ks": ks})
-    if gallery is not None and labels is None and gallery_labels is None:
+    relevant = None
+    if options["relevant"] is not None:
+        relevant, labels, gallery_labels = vectors.read_relevant(Path(options["relevant"])), None, None
+    matched = relevant is None and gallery is not None and labels is None and gallery_labels is None
+    chosen: dict[str, Any] = {"metric": options["metric"] or "cosine"} | ({} if ks is None else {"ks": ks})
+    if matched and gallery is not None:
+        if metrics is not None:
+            raise InputError("--metrics needs labels or --relevant: without, rows are matched and recall@k is measured")
         # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
-        result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | given))
-    elif labels is None or (gallery is not None and gallery_labels is None):
-        without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
-        raise InputError(f"{without} holds no labels: pass {option} FILE")
+        result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | chosen))
     else:
-        result = evaluate_retrieval(
+        if relevant is None and (labels is None or (gallery is not None and gallery_labels is None)):
+            without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
+            raise InputError(f"{without} holds no labels: pass {option} FILE")
+        assessment = Assessment(
+            "kpair evaluate",
             embeddings,
             labels,
             gallery=gallery,
             gallery_labels=gallery_labels,
+            relevant=relevant,
+            metrics=DEFAULT_METRICS if metrics is None else metrics,
             backend=options["backend"] or "auto",
-            **given,
+            nprobe=options["nprobe"],
+            **chosen,
         )
+        if relevant is None and assessment.everything_is_relevant():
+            raise InputError(f"{file}: all labels are the same: every item is relevant, and nothing is measured")
+        result = assessment.result(_parts(assessment, options))
     figures = dict(result.mean)
-    if gallery is not None and labels is not None and gallery_labels is not None:
-        figures |= _probes(gallery, gallery_labels, embeddings, labels)
-    figures["uniformity"] = float(uniformity(embeddings))
+    if metrics is None:
+        figures |= _further(embeddings, labels, gallery, gallery_labels)
+    notes = _notes(result, options)
+    tables.print_figures(
+        figures, result.interval, notes, class_intervals=result.class_interval, index_recall=result.index_recall
+    )
+    return {
+        "figures": figures,
+        "intervals": result.interval,
+        "class_intervals": result.class_interval,
+        "index_recall": result.index_recall,
+        "queries": len(embeddings),
+        "excluded": result.excluded,
+        "tied": result.tied,
+        "notes": notes,
+    }
+
+
+def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """The values of all queries, from the parts that are there if an evaluation is resumed."""
+    with progress_bar("searching", shown=_shown(options)) as show:
+        if options["resume"] == "never":
+            yield from assessment.parts(on_progress=show)
+            return
+        if options["json"] is None:
+            raise InputError("--resume auto needs --json FILE: parts are kept beside it")
+        names = ("k", "metrics", "metric", "backend", "nprobe")
+        files = ("target", "labels", "gallery", "gallery_labels", "relevant")
+        fingerprint = {name: options[name] for name in names}
+        fingerprint |= {name: None if options[name] is None else parts.digest(Path(options[name])) for name in files}
+        yield from parts.resumed(
+            Path(options["json"]), fingerprint, lambda skip: assessment.parts(skip=skip, on_progress=show)
+        )
+
+
+def _notes(result: RetrievalResult, options: Mapping[str, Any]) -> list[str]:
     notes = []
     if result.excluded:
         notes.append(f"{result.excluded} queries have no relevant item in the gallery: excluded.")
     if result.dropped:
         notes.append(f"k = {', '.join(map(str, result.dropped))} left out: beyond the gallery.")
-    tables.print_figures(figures, result.interval, notes)
-    counts = {"queries": len(embeddings), "excluded": result.excluded}
-    return {"figures": figures, "intervals": result.interval, **counts, "notes": notes}
+    if result.tied:
+        notes.append(
+            f"{result.tied} queries have items of equal score: their figures are the mean over all orders of these."
+        )
+    if result.index_recall is not None:
+        notes.append(
+            f"{options['backend']} is approximate: it finds {100 * result.index_recall:.1f} % of the exact neighbours "
+            "of a sample of the queries, and all figures rest on what it finds."
+        )
+    return notes
 
 
-def _read(file: Path, labels_file: str | None) -> tuple[Tensor, Tensor | list[str] | None]:
-    embeddings, labels = vectors.read(file)
+def _further(
+    embeddings: Tensor, labels: vectors.Labels | None, gallery: Tensor | None, gallery_labels: vectors.Labels | None
+) -> dict[str, float]:
+    """What is shown beside retrieval where nothing was asked for by name."""
+    from contrastive.geometry import uniformity
+
+    figures: dict[str, float] = {}
+    if gallery is not None and labels is not None and gallery_labels is not None and not several(labels):
+        figures |= _probes(gallery, gallery_labels, embeddings, labels)
+    if 2 <= len(embeddings) <= _UNIFORMITY:
+        figures["uniformity"] = uniformity(embeddings)
+    return figures
+
+
+def _shown(options: Mapping[str, Any]) -> bool:
+    return bool(sys.stderr.isatty() if options["progress"] is None else options["progress"])
+
+
+def _read(file: Path, labels_file: str | None) -> tuple[Tensor, vectors.Labels | None]:
+    if not file.exists():
+        raise InputError(f"{file} does not exist: expected a file of embeddings")
+    embeddings, labels = vectors.read(file, mapped=True)
     if labels_file is not None:
         labels = vectors.read_labels(Path(labels_file))
     if labels is not None and len(labels) != len(embeddings):
@@ -157,11 +268,10 @@ def _read(file: Path, labels_file: str | None) -> tuple[Tensor, Tensor | list[st
 
 
 def _probes(
-    gallery: Tensor, gallery_labels: Tensor | list[str], embeddings: Tensor, labels: Tensor | list[str]
+    gallery: Tensor, gallery_labels: vectors.Labels, embeddings: Tensor, labels: vectors.Labels
 ) -> dict[str, float]:
     """Classifiers fitted on the gallery and scored on the queries."""
     from contrastive.probing import knn_accuracy, linear_accuracy, mlp_accuracy
-    from contrastive.retrieval import label_ids
 
     fit, score = label_ids(
         "kpair evaluate", ("gallery labels", gallery_labels, len(gallery)), ("labels", labels, len(embeddings))
@@ -202,16 +312,25 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
     }
 
 
-_OF_FILES = ("labels", "gallery", "gallery_labels", "metric", "backend")
+_OF_FILES = ("labels", "gallery", "gallery_labels", "relevant", "metric", "backend")
+_UNIFORMITY = 50_000  # rows beyond which all pairs would take longer than the search
 
 
-def measure(config: Mapping[str, Any], setup: Setup, *, ks: Sequence[int] | None, loud: bool) -> "Evaluation":
+def measure(
+    config: Mapping[str, Any],
+    setup: Setup,
+    *,
+    ks: Sequence[int] | None,
+    metrics: Sequence[str] | None = None,
+    loud: bool,
+) -> "Evaluation":
     """Evaluates a trained set-up beside its baselines.
 
     Arguments:
         config: all options of the run.
         setup: with trained modules.
-        ks: of recall@k; None: the defaults.
+        ks: of the metrics at k; None: the defaults.
+        metrics: of retrieval; None: the defaults.
         loud: whether to tell what is measured.
     """
     from contrastive.evaluation import evaluate_model
@@ -224,6 +343,7 @@ def measure(config: Mapping[str, Any], setup: Setup, *, ks: Sequence[int] | None
         batch_size=config["batch_size"],
         seed=config["seed"],
         ks=ks,
+        metrics=metrics,
         on_step=say if loud else lambda what: None,
     )
 

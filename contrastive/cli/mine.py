@@ -15,6 +15,7 @@ from torch import Tensor
 
 from contrastive import runs, vectors
 from contrastive.allpairs import AllPairs
+from contrastive.cli.progress import progress_bar
 from contrastive.errors import InputError
 from contrastive.files import replacing, write_text
 from contrastive.options import parse
@@ -207,28 +208,16 @@ def _claim(parts: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None
 
 def _mined(pairs: AllPairs, k: int, blocks: list[int], *, progress: bool) -> Iterator[tuple[int, Ranking]]:
     """The negatives of each block of anchors that is left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     count = len(pairs.rows)
-    columns = (
-        TextColumn("mining"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("", total=count, completed=count - sum(min(BLOCK, count - first) for first in blocks))
+    done = count - sum(min(BLOCK, count - first) for first in blocks)
+    with progress_bar("mining", shown=progress) as show:
+        show(done, count)
         for first in blocks:
             found = []
             for anchors in torch.arange(first, min(first + BLOCK, count)).split(_STEP):  # type: ignore[no-untyped-call]
                 found.append(pairs.top(k, anchors))
-                bar.advance(task, len(anchors))
+                done += len(anchors)
+                show(done, count)
             yield first, Ranking(torch.cat([part.ids for part in found]), torch.cat([part.scores for part in found]))
 
 
