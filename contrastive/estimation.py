@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -54,10 +54,10 @@ class Estimate:
     batches: int
     steps: int
     chosen: int
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float], ...] = field(repr=False)
     diverged: int | None
     seconds: float
-    module: nn.Module
+    module: nn.Module = field(repr=False)
 
     @property
     def value(self) -> float:
@@ -193,8 +193,8 @@ class _Prepared(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         # Doubles keep their digits until they are near 0.
-        a = (x - self.get_buffer("x_mean")) / self.get_buffer("x_scale")
-        b = (y - self.get_buffer("y_mean")) / self.get_buffer("y_scale")
+        a = (x.reshape(len(x), -1) - self.get_buffer("x_mean")) / self.get_buffer("x_scale")
+        b = (y.reshape(len(y), -1) - self.get_buffer("y_mean")) / self.get_buffer("y_scale")
         found: tuple[Tensor, ...] = self.inner(a.float(), b.float())
         if isinstance(self.inner, Conditional):  # a density of y, in y's own units
             return tuple(z - self.get_buffer("y_scale").log().sum().float() for z in found)
