@@ -48,17 +48,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors, readable to whom the umask allows (safetensors itself makes private files).
 
     Arguments:
         path: of the file.
         tensors: by name.
+        metadata: words that the file carries beside them.
     """
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(content, temporary, None if metadata is None else dict(metadata))
         temporary.chmod(mode)

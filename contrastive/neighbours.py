@@ -6,7 +6,7 @@ memory-mapped are read a block at a time.
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -98,15 +98,16 @@ class Space:
     longest: float
 
     @classmethod
-    def of(cls, function: str, gallery: Tensor, metric: str, dtype: torch.dtype) -> "Space":
-        """Reads a gallery once, where the metric asks for it."""
+    def of(
+        cls, function: str, gallery: Tensor, metric: str, dtype: torch.dtype, *, centre: Tensor | None = None
+    ) -> "Space":
+        """Reads a gallery once, where the metric asks for it, and finds its centre unless it is known."""
         if metric not in get_args(Metric):
             raise InputError(f"{function}: metric is {metric!r}, expected one of {', '.join(get_args(Metric))}")
         if metric == "cosine":
             return cls(metric, dtype, None, 1.0)
         parts = torch.split(gallery, max(1, BLOCK // gallery.shape[1]))
-        centre = None
-        if metric == "euclidean":
+        if metric == "euclidean" and centre is None:
             total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
             centre = (total / len(gallery)).to(gallery.dtype)
         return cls(metric, dtype, centre, max(_longest(part, centre) for part in parts))
@@ -153,15 +154,24 @@ class Target:
         backend: as in `contrastive.search`.
         nprobe: of an inverted file, how many of its lists are searched.
         index: of these rows, if it was built before.
+        space: where the rows of that index lie; None: it is found from the rows.
     """
 
     def __init__(
-        self, function: str, rows: Tensor, *, metric: str, backend: str, nprobe: int = 32, index: Any | None = None
+        self,
+        function: str,
+        rows: Tensor,
+        *,
+        metric: str,
+        backend: str,
+        nprobe: int = 32,
+        index: Any | None = None,
+        space: Space | None = None,
     ) -> None:
         self.use_faiss, factory = _chosen(function, rows, backend)
         dtype = torch.float32 if self.use_faiss or factory is not None else rows.dtype
         self.rows, self.metric = rows, metric
-        self.space = Space.of(function, rows, metric, dtype)
+        self.space = Space.of(function, rows, metric, dtype) if space is None else space
         self.blocks = _gallery_blocks(rows)
         self._kept: tuple[Tensor, Tensor | None] | None = None
         self.index = index
@@ -171,6 +181,25 @@ class Target:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def extended(self, function: str, rows: Tensor, more: Tensor) -> "Target":
+        """The same gallery with more rows; an index takes them in, where it lies.
+
+        Arguments:
+            function: name of the caller, for messages.
+            rows: all of them, the old and the new.
+            more: the new ones.
+        """
+        longer = copy(self)
+        longer.rows, longer.blocks, longer._kept = rows, _gallery_blocks(rows), None
+        if self.index is None:
+            longer.space = Space.of(function, rows, self.metric, self.space.dtype)
+        else:
+            longest = max(self.space.longest, _longest(more, self.space.centre))
+            longer.space = replace(self.space, longest=longest) if self.metric != "cosine" else self.space
+            for part in torch.split(more, max(1, GALLERY_BLOCK // more.shape[1])):
+                self.index.add(self.space(part).cpu().numpy())
+        return longer
 
     def block(self, first: int, end: int) -> tuple[Tensor, Tensor | None]:
         """Prepared rows, and their squared lengths for the distance."""

@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "encoders", "views", "batches", "vectors", "options", "tables"},
     {"metrics", "relevance", "intervals", "_faiss"},
     {"neighbours"},
-    {"assessment"},
+    {"assessment", "gallery"},
     {"retrieval"},
     {"geometry", "probing", "interop", "allpairs"},
     {"report"},
