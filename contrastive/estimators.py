@@ -501,7 +501,7 @@ def barber_agakov(log_conditional: Float[Tensor, " pairs"], *, entropy: float) -
 
     References:
         | The IM Algorithm: A Variational Approach to Information Maximization (Barber and Agakov, 2003)
-        | https://papers.nips.cc/paper/2410
+        | https://proceedings.neurips.cc/paper/2003/hash/a6ea8471c120fe8cc35a2954c9b9c595-Abstract.html
     """
     if not math.isfinite(entropy):
         raise ValueError(f"barber_agakov: entropy is {entropy}, expected a finite number")

@@ -6,6 +6,7 @@ inequality one up to rounding. Gaussians are sampled with a fixed seed; the tole
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import INF, refused, scores_with_gaps
+from test_theory import collected
 
 from contrastive import bounds, estimators, infonce_bound, kpair_loss, nwj_bound
 from contrastive.catalogue import (
@@ -837,3 +839,32 @@ class TestCatalogue:
         assert smile_clipped(0.5).bound(p).value == pytest.approx(float(smile(p.double(), clip=0.5)), abs=1e-12)
         assert barber_agakov_with(3.0).bound(p[0]).value == pytest.approx(3.0 + float(p[0].double().mean()), abs=1e-12)
         assert infonce_bound(p, independent=False).direction == "neither"
+
+
+class TestThePage:
+    """docs/estimators.md: a row for every estimator, with the catalogue's claim, and links to tests that exist."""
+
+    TEXT = PAGE.read_text()
+
+    def test_every_estimator_has_its_row(self):
+        rows = {
+            row.split(" | ")[0].removeprefix("| "): row.split(" | ")
+            for row in self.TEXT.splitlines()
+            if row[:2] == "| "
+        }
+        for estimator in (*ESTIMATORS, barber_agakov_with(1.0)):
+            cells = rows[estimator.name]
+            assert cells[3].startswith(estimator.direction)
+            assert cells[4] == "none" if estimator.cap(8) == INF else "log" in cells[4]
+            assert estimator.reference[0] in cells[7]
+            assert estimator.reference[1] in cells[7]
+            assert ("neither for a learnt one" in cells[3] or "learnt, only" in cells[3]) == estimator.exact
+        named = set(re.findall(r"`(\w+)`", " ".join(row[1] for row in rows.values())))
+        assert set(estimators.__all__) <= named
+
+    def test_every_link_names_a_test_that_exists(self):
+        links = re.findall(r"\[(test_\w+\.py)((?:::\w+)+)\]\(\.\./tests/(test_\w+\.py)\)", self.TEXT)
+        assert len(links) == self.TEXT.count("](../tests/") == len(re.findall(r"test_\w+\.py::", self.TEXT))
+        for shown, name, file in links:
+            assert shown == file
+            assert name.removeprefix("::") in collected(file), name
