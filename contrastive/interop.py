@@ -34,6 +34,7 @@ from contrastive.critics import Cosine
 from contrastive.factors import UnitRows, factorises, factors_of, without_autocast
 from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss, supcon_loss
+from contrastive.ranking import largest
 from contrastive.relatives import lifted_loss, multi_similarity_loss, sigmoid_loss
 from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_rows, negatives
 
@@ -426,37 +427,10 @@ def _scorer(critic: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, ro
 
 def _hardest(strip: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest-scoring negatives of every pair: numbers of pairs, and columns."""
-    values, columns = _largest(strip, min(k, strip.shape[1]))
+    values, columns = largest(strip, min(k, strip.shape[1]))
     pair = torch.arange(len(row), device=row.device).repeat_interleave(columns.shape[1])
     negative, kept = columns[row].flatten(), (values > -torch.inf)[row].flatten()
     return (pair, negative) if bool(kept.all()) else (pair[kept], negative[kept])
-
-
-def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row and their columns, in any order.
-
-    The columns are dealt to groups: the k largest entries lie in the k groups of the largest maxima, and finding maxima
-    is far cheaper than ranking.
-    """
-    rows, columns = scores.shape
-    groups = 32 * math.ceil(math.sqrt(k * columns) / 32)  # torch takes 32 maxima at once, and others one by one
-    members = columns // groups
-    if members < 4:
-        return _ranked(scores, k)
-    dealt = groups * members  # column c is in group c % groups; the last few are in none
-    maxima = scores[:, :dealt].reshape(rows, members, groups).amax(1)
-    _, chosen = _ranked(maxima, k)
-    places = chosen[:, None] + groups * torch.arange(members, device=scores.device)[:, None]
-    rest = torch.arange(dealt, columns, device=scores.device).expand(rows, -1)
-    places = torch.cat([places.flatten(1), rest], 1)
-    values, found = _ranked(scores.gather(1, places), k)
-    return values, places.gather(1, found)
-
-
-def _ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same by ranking."""
-    found = scores.max(1, keepdim=True) if k == 1 else scores.topk(k, dim=1, sorted=False)
-    return found[0], found[1]
 
 
 def _chosen(log_weights: Tensor, row: Tensor, k: int, *, weighs: bool) -> tuple[Tensor, Tensor]:

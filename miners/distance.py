@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive.scores import MiningFacts, negatives
+from contrastive.scores import MiningFacts, eager_on_cpu
 from miners.draws import draw
 from miners.miner import Miner, check_count
 
@@ -83,19 +83,20 @@ def _distance_weighted(
     limit: float,
     k: int | None,
 ) -> Tensor:
-    if k is not None:
-        scores = scores.detach()
-    kept = negatives(scores, targets)
-    squared = (2 - 2 * temperature * scores).clamp_min(cutoff**2)
-    near = kept & (squared <= limit**2)
-    squared = squared.masked_fill(~near, 1.0)
-    log_weights = (1 - dim / 2) * squared.log() - (dim - 3) / 2 * torch.log1p(-squared / 4)
-    # Where none is near all are, at one distance: the bound's fall-back.
-    near = torch.where(near.any(1, keepdim=True), near, kept)
-    log_weights = log_weights.masked_fill(~near, -torch.inf)
+    rivals = (scores if k is None else scores.detach()).scatter(1, targets[:, None], -torch.inf)
+    # -d^2, -inf where it is beyond the limit; by a threshold, for a mask costs more than all the rest.
+    beyond = -(limit**2) * (1 + torch.finfo(scores.dtype).eps)
+    near = F.threshold((2 * temperature) * rivals - 2, beyond, -torch.inf)
+    log_weights = (1 - dim / 2) * near.neg().clamp_min(cutoff**2).log()
+    log_weights = log_weights - (dim - 3) / 2 * torch.log1p(near.clamp(-(limit**2), -(cutoff**2)) / 4)
+    none = log_weights.amax(1, keepdim=True) == -torch.inf
+    if not eager_on_cpu(scores) or bool(none.any()):
+        # Where none is near all are, at one distance: the bound's fall-back. Where there is none, no softmax of nothing.
+        kept = rivals != -torch.inf
+        alike = torch.zeros_like(rivals).masked_fill_(~kept & kept.any(1, keepdim=True), -torch.inf)
+        log_weights = torch.where(none, alike, log_weights)
     if k is not None:
         return draw(scores, targets, log_weights, k)
-    log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
-    some = kept.any(1, keepdim=True)
-    log_weights = F.log_softmax(log_weights.masked_fill(~some, 0.0), 1) + log_count
-    return log_weights.masked_fill(~kept, 0.0)
+    log_count = (rivals != -torch.inf).sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
+    log_weights = F.log_softmax(log_weights, 1) + log_count
+    return log_weights.scatter(1, targets[:, None], 0.0)

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.ranking import columns_of_largest
 from contrastive.scores import MiningFacts, eager_on_cpu, negatives
-from miners.hard import columns_of_largest, keep_columns
+from miners.hard import keep_columns
 from miners.miner import Miner, check_count
 
 __all__ = ["draw", "importance", "random_subset"]
@@ -89,30 +90,54 @@ def importance(
 def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) -> Tensor:
     """Log-weights that keep k negatives of every row, drawn without replacement by their weights.
 
-    Gumbel top-k: the k largest of the log-weights plus Gumbel noise. For one and the same noise, what replaces a
-    negative of the uniform draw has a larger weight: where weights are monotone, a score at least as high.
+    One is drawn by the cumulative sum of the weights, several by Gumbel top-k: the k largest of the log-weights plus
+    Gumbel noise.
 
     Arguments:
         scores: what decides which negatives are present.
         targets: the column of each anchor's positive.
-        log_weights: what the draw goes by; negatives of weight 0 are drawn uniformly when no others are left. None:
-            uniform.
+        log_weights: what the draw goes by, -inf at the target and wherever there is no negative; negatives of weight 0
+            are drawn uniformly when no others are left. None: uniform.
         k: how many.
 
     References:
         | Stochastic Beams and Where to Find Them (Kool et al., 2019)
         | https://arxiv.org/abs/1903.06059
     """
+    if log_weights is not None and k == 1:
+        return keep_columns(scores, targets, _drawn_one(scores, targets, log_weights.detach()))
     # In one order, whatever the strides of the scores; torch's own exponential draws take four times as long.
     noise = scores.new_empty(scores.shape).uniform_()
-    keys = -noise
-    if log_weights is not None:
-        weighted = log_weights != -torch.inf
-        keys = log_weights.detach() - torch.log1p(-noise).neg_().log_()
+    keys = noise.neg() if log_weights is None else log_weights.detach() - torch.log1p(-noise).neg_().log_()
+    k = min(k, scores.shape[1])
+    if log_weights is None:
+        keys = keys.masked_fill_(~negatives(scores, targets), -torch.inf)
+        return keep_columns(scores, targets, columns_of_largest(keys, k))
+    columns = columns_of_largest(keys, k)
+    if not eager_on_cpu(scores) or bool((keys.gather(1, columns) == -torch.inf).any()):
+        weighted = keys != -torch.inf
         least = keys.masked_fill(~weighted, torch.inf).amin(1, keepdim=True)
         keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - noise)
-    keys = keys.masked_fill(~negatives(scores, targets), -torch.inf)
-    return keep_columns(scores, targets, columns_of_largest(keys, min(k, scores.shape[1])))
+        columns = columns_of_largest(keys.masked_fill_(~negatives(scores, targets), -torch.inf), k)
+    return keep_columns(scores, targets, columns)
+
+
+def _drawn_one(scores: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor:
+    """One column of each row, by weight; uniformly among the negatives where all weights are 0."""
+    top = log_weights.amax(1, keepdim=True)
+    unusual = ~torch.isfinite(top)
+    checked = not eager_on_cpu(scores) or bool(unusual.any())
+    if checked:
+        alike = torch.zeros_like(log_weights).masked_fill_(~negatives(scores, targets), -torch.inf)
+        log_weights = torch.where(top == -torch.inf, alike, log_weights)
+        top = torch.where(top == -torch.inf, 0.0, top)
+    sums = (log_weights - top).exp_().cumsum(1)
+    total = sums[:, -1:]
+    # The first column whose sum is above a share of the total, which rounding may have brought up to it.
+    share = torch.minimum(torch.rand_like(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    columns = torch.searchsorted(sums, share, right=True).clamp_max_(scores.shape[1] - 1)
+    # A broken score is kept: it shall spoil its row.
+    return torch.where(torch.isnan(total), log_weights.argmax(1, keepdim=True), columns) if checked else columns
 
 
 def _random_subset(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, k: int) -> Tensor:

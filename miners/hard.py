@@ -6,10 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from contrastive.ranking import columns_of_largest
 from contrastive.scores import MiningFacts, WeighsNegatives, negatives, target_scores
 from miners.miner import Miner, changes, check_count, miner_at
 
-__all__ = ["columns_of_largest", "hardest", "keep_columns", "margin", "multi_similarity", "ring", "semihard", "topk"]
+__all__ = ["hardest", "keep_columns", "margin", "multi_similarity", "ring", "semihard", "topk"]
 
 
 def topk(k: int) -> Miner:
@@ -228,26 +229,6 @@ def _ring(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, lower: flo
 
 def _margin(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, m: float) -> Tensor:
     return torch.full_like(scores, m).scatter_(1, targets[:, None], 0.0)
-
-
-def columns_of_largest(scores: Tensor, k: int) -> Tensor:
-    """The columns of the k largest entries of each row, in any order.
-
-    The columns are dealt to groups: the k largest entries lie in the k groups of the largest maxima, and finding maxima
-    is far cheaper than ranking.
-    """
-    rows, columns = scores.shape
-    members = int(math.sqrt(columns / (2 * k)))
-    if members < 4 or columns < 1024:  # measured: below, ranking is cheaper than dealing
-        return scores.topk(k, dim=1, sorted=False).indices
-    groups = columns // members
-    dealt = groups * members  # column c is in group c % groups; the last few are in none
-    maxima = scores[:, :dealt].reshape(rows, members, groups).amax(1)
-    chosen = maxima.topk(k, dim=1, sorted=False).indices
-    places = chosen[:, None] + groups * torch.arange(members, device=scores.device)[:, None]
-    rest = torch.arange(dealt, columns, device=scores.device).expand(rows, -1)
-    places = torch.cat([places.flatten(1), rest], 1)
-    return places.gather(1, scores.gather(1, places).topk(k, dim=1, sorted=False).indices)
 
 
 def _between(

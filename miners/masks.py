@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrastive.factors import normalize, product
+from contrastive.ranking import columns_of_largest
 from contrastive.scores import MiningFacts, check_rows, check_targets, eager_on_cpu, negatives
 from miners._rows import SCORED, refuse_broken_rows
-from miners.hard import columns_of_largest
 from miners.miner import Miner, check_count
 
 __all__ = ["detect_false_negatives", "duplicates", "empty_rows", "false_negatives", "same_group", "same_label"]

@@ -5,8 +5,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from contrastive.factors import normalize
+from contrastive.ranking import columns_of_largest
 from contrastive.scores import check_rows, negatives
-from miners.hard import columns_of_largest
 
 __all__ = ["mix_hardest"]
 

@@ -155,17 +155,6 @@ class TestOneOfPmls:
         assert not any(seen)
 
 
-def test_largest_entries_are_those_of_a_sort():
-    for columns in (5, 64, 200, 1000, 1500):
-        scores = torch.randn(7, columns).round(decimals=1)
-        scores[1] = 0.0
-        for k in (1, 3, 5):
-            values, found = interop._largest(scores, k)
-            assert torch.equal(values.sort(1).values, scores.sort(1).values[:, -k:])
-            assert torch.equal(scores.gather(1, found), values)
-            assert all(len(set(row.tolist())) == k for row in found)
-
-
 class TestSelfPairs:
     """The pitfalls of deciding by the identity of labels."""
 

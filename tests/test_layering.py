@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors", "files"},
     {"scores", "pictures"},
-    {"rows", "factors", "gemm"},
+    {"rows", "factors", "gemm", "ranking"},
     {"objectives", "relatives", "critics", "lists", "_tiles"},
     {"_strips", "estimators", "arguments"},
     {"_streaming"},
@@ -86,7 +86,7 @@ def test_contrastive_but_for_the_command_line_never_imports_miners(path):
 
 @pytest.mark.parametrize("path", modules("miners"), ids=lambda path: path.stem)
 def test_miners_import_the_vocabulary_only(path):
-    allowed = {"scores", "factors"}  # the vocabulary, and unit rows and their products
+    allowed = {"scores", "factors", "ranking"}  # the vocabulary; unit rows and their products; the largest of a row
     if path.stem in {"neighbors", "pool"}:  # they search
         allowed |= {"retrieval", "allpairs", "errors"}
     if path.stem == "_launcher":

@@ -34,7 +34,6 @@ from miners import (
     semihard,
     topk,
 )
-from miners.hard import columns_of_largest
 
 # (miner, its slow reference). A new miner is at least one more line.
 TABLE = [
@@ -440,51 +439,6 @@ class TestTopk:
     def test_options(self, k):
         with refused("topk", repr(k)):
             topk(k)
-
-
-class TestTheLargestOfWideRows:
-    """From about a thousand columns on, columns are dealt to groups and only those of the largest maxima are ranked."""
-
-    @staticmethod
-    def values(scores, k):
-        columns = columns_of_largest(scores, k)
-        assert columns.shape == (len(scores), k)
-        assert all(len(set(row)) == k for row in columns.tolist())
-        return scores.gather(1, columns).sort(1, descending=True).values
-
-    @pytest.mark.parametrize("width", [1, 7, 1023, 1024, 1025, 1031, 4099])
-    def test_are_those_of_topk(self, width):
-        ties = torch.randint(5, (6, width)).double()
-        gaps, _ = scores_with_gaps(6, width, absent=0.9)
-        for scores in (torch.randn(6, width), ties, gaps, torch.zeros(6, width), torch.full((6, width), -INF)):
-            for k in {1, 2, 3, 16, 31, 32, 33, 64, 100, 500, width - 1, width}:
-                if 1 <= k <= width:
-                    assert torch.equal(self.values(scores, k), scores.topk(k, dim=1).values)
-
-    @pytest.mark.parametrize("width", [1024, 1500, 4099])
-    def test_wherever_they_stand(self, width):
-        # Ascending, descending, all in one group, all in the columns that are in none.
-        line = torch.arange(width).double()
-        for k in (1, 4, 16):
-            groups = width // int(math.sqrt(width / (2 * k)))
-            one_group = (torch.arange(width) % groups == 3).double() * (1 + line)
-            for scores in (line, -line, one_group, line % groups, -((line - width // 2) ** 2)):
-                scores = scores.expand(3, -1).contiguous()
-                assert torch.equal(self.values(scores, k), scores.topk(k, dim=1).values)
-
-    @pytest.mark.parametrize("k", [1, 5, 100])
-    def test_a_miner_of_wide_rows_is_its_loop(self, k):
-        scores, targets = scores_with_gaps(3, 1100, absent=0.3)
-        scores[1] = scores[1].new_full((1100,), -INF).scatter(0, targets[1], 1.0)
-        scores[2].scatter_(0, targets[2], 100.0)  # the positive is not one of the k
-        present = scores > -INF
-        for miner in [topk(k), *([hardest()] if k == 1 else [])]:
-            close(miner(scores, targets)[present], references.topk(k)(scores, targets)[present], 0.0)
-
-    def test_a_broken_score_is_kept(self):
-        scores = torch.randn(2, 1100)
-        scores[1, 700] = math.nan
-        assert 700 in topk(1)(scores, torch.zeros(2, dtype=torch.int64))[1].eq(0).nonzero()
 
 
 class TestHclWithAndWithoutGaps:

@@ -1,0 +1,74 @@
+"""The k largest entries of rows of any width are those that ranking the whole row finds."""
+
+import math
+
+import pytest
+import torch
+
+from contrastive.ranking import columns_of_largest, largest
+from miners import hardest, topk
+from tests import references
+from tests.references import INF, close, scores_with_gaps
+
+# Below four groups' worth of columns all are ranked; above they are dealt to 128 groups, or 256, or 32 times as many as
+# are needed. Up to 512 numpy ranks, beyond torch.
+WIDTHS = [1, 7, 128, 511, 512, 513, 1024, 1031, 4099]
+KS = [1, 2, 4, 5, 16, 31, 32, 33, 64, 65, 100, 500]
+
+
+def values(scores, k):
+    found, columns = largest(scores, k)
+    assert columns.shape == (len(scores), k)
+    assert torch.equal(columns, columns_of_largest(scores, k))
+    assert torch.equal(scores.gather(1, columns), found)
+    assert all(len(set(row)) == k for row in columns.tolist())
+    return found.sort(1, descending=True).values
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_are_those_of_a_sort(width):
+    ties = torch.randint(5, (6, width)).double()
+    gaps, _ = scores_with_gaps(6, width, absent=0.9)
+    for scores in (torch.randn(6, width), ties, gaps, torch.zeros(6, width), torch.full((6, width), -INF)):
+        for k in {*KS, width - 1, width}:
+            if 1 <= k <= width:
+                assert torch.equal(values(scores, k), scores.sort(1, descending=True).values[:, :k])
+
+
+@pytest.mark.parametrize("width", [512, 1024, 1500, 4099])
+@pytest.mark.parametrize("k", [1, 4, 16, 60])
+def test_wherever_they_stand(width, k):
+    # Ascending, descending, all in one group, all in the columns that are in none.
+    line = torch.arange(width).double()
+    one_group = (torch.arange(width) % 128 == 3).double() * (1 + line)
+    for scores in (line, -line, one_group, line % 128, -((line - width // 2) ** 2)):
+        scores = scores.expand(3, -1).contiguous()
+        assert torch.equal(values(scores, k), scores.topk(k, dim=1).values)
+
+
+@pytest.mark.parametrize("k", [1, 5, 100])
+def test_a_miner_of_wide_rows_is_its_loop(k):
+    scores, targets = scores_with_gaps(3, 1100, absent=0.3)
+    scores[1] = scores[1].new_full((1100,), -INF).scatter(0, targets[1], 1.0)
+    scores[2].scatter_(0, targets[2], 100.0)  # the positive is not one of the k
+    present = scores > -INF
+    for miner in [topk(k), *([hardest()] if k == 1 else [])]:
+        close(miner(scores, targets)[present], references.topk(k)(scores, targets)[present], 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 16])
+def test_a_broken_score_is_kept(k):
+    scores = torch.randn(2, 1100)
+    scores[1, 700] = math.nan
+    assert 700 in topk(k)(scores, torch.zeros(2, dtype=torch.int64))[1].eq(0).nonzero()
+
+
+def test_gradients_reach_the_largest():
+    scores = torch.randn(3, 600, requires_grad=True)
+    found, columns = largest(scores, 8)
+    found.sum().backward()
+    assert torch.equal(scores.grad, torch.zeros(3, 600).scatter(1, columns, 1.0))
+
+
+def test_an_empty_strip():
+    assert columns_of_largest(torch.empty(0, 600), 8).shape == (0, 8)
