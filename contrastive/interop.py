@@ -34,7 +34,7 @@ from contrastive.critics import Cosine
 from contrastive.factors import UnitRows, factorises, factors_of, without_autocast
 from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss, supcon_loss
-from contrastive.ranking import largest
+from contrastive.ranking import largest, largest_of_columns
 from contrastive.relatives import lifted_loss, multi_similarity_loss, sigmoid_loss
 from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_rows, negatives
 
@@ -223,10 +223,25 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
         self.reset_stats()
         with torch.no_grad():
             mates = _Mates.of("as_pml_miner", embeddings, labels, ref_emb, ref_labels)
-            candidates = embeddings if ref_emb is None else ref_emb
-            a, p, n = _joined(self._strips(embeddings, candidates, mates.of_usable_anchors(len(candidates))), mates)
+            rows = self._symmetric_rows(embeddings) if ref_emb is None else None
+            if rows is not None:
+                a, p, n = _of_batch(rows, mates)
+            else:
+                candidates = embeddings if ref_emb is None else ref_emb
+                a, p, n = _joined(self._strips(embeddings, candidates, mates.of_usable_anchors(len(candidates))), mates)
         self.output_assertion((a, p, n))
         return a, p, n
+
+    def _symmetric_rows(self, x: Tensor) -> Tensor | None:
+        """Rows whose products are the scores of a batch against itself, where the hardest negative is all we ask."""
+        facts = _facts(self.miner)
+        if not (facts.hardest and facts.mass == 1 and factorises(self.critic)):
+            return None
+        with without_autocast(x):
+            factors = factors_of(self.critic, x, x)
+        if factors.anchors is not factors.candidates or not float(factors.scale) > 0:
+            return None
+        return UnitRows(factors.anchors, unit=factors.unit).scaled(float(factors.scale) ** 0.5)
 
     def _strips(self, x: Tensor, y: Tensor, mates: "_Mates") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         facts = _facts(self.miner)
@@ -423,6 +438,39 @@ def _scorer(critic: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, ro
         return torch.mm(some, columns, out=buffer[: len(some)])
 
     return score
+
+
+def _of_batch(u: Tensor, mates: _Mates) -> tuple[Tensor, Tensor, Tensor]:
+    """Every pair of a batch with the anchor's hardest negative, from one half of the symmetric scores."""
+    rows, row, positive = len(u), *mates.pairs(slice(None))
+    # A tile is some rows against themselves and all later ones: places in it of the mates, which are no negatives.
+    side = max(_ROWS, min(_RANKED // (2 * max(1, rows)), -(-rows // 2)))
+    first = row // side * side
+    half = positive >= first
+    place = ((row - first) * (rows - first) + positive - first)[half]
+    places = torch.split(place, (first[half] // side).bincount(minlength=-(-rows // side)).tolist())
+    best, negative = u.new_full((rows,), -torch.inf), torch.zeros_like(mates.anchors)
+    buffer = u.new_empty(min(side, rows) * rows)
+
+    def better(part: slice, values: Tensor, columns: Tensor) -> None:
+        negative[part] = torch.where(values > best[part], columns, negative[part])
+        best[part] = torch.maximum(best[part], values)
+
+    with without_autocast(u), fast_products(u[:0], rows**2 * u.shape[1]):
+        for start, absent in zip(range(0, rows, side), places, strict=True):
+            end = min(start + side, rows)
+            flat = buffer[: (end - start) * (rows - start)]
+            tile = flat.view(end - start, rows - start)
+            torch.mm(u[start:end], u[start:].T, out=tile)
+            flat.index_fill_(0, absent, -torch.inf)
+            values, columns = largest(tile, 1)
+            better(slice(start, end), values.squeeze(1), columns.squeeze(1) + start)
+            if end < rows:
+                values, columns = largest_of_columns(tile[:, end - start :])
+                better(slice(end, None), values, columns + start)
+    kept = (row != positive) & (best > -torch.inf)[row]
+    a = row[kept]
+    return a, positive[kept], negative[a]
 
 
 def _hardest(strip: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,9 @@ from miners.miner import Miner, check_count
 
 __all__ = ["distance_weighted"]
 
+# A squared distance that no two unit vectors have.
+_FAR = 1e30
+
 
 def distance_weighted(
     temperature: float, dim: int, *, cutoff: float = 0.5, limit: float = 1.4, k: int | None = None
@@ -84,14 +87,17 @@ def _distance_weighted(
     k: int | None,
 ) -> Tensor:
     rivals = (scores if k is None else scores.detach()).scatter(1, targets[:, None], -torch.inf)
-    # -d^2, -inf where it is beyond the limit; by a threshold, for a mask costs more than all the rest.
+    # -d^2, and far away where it is beyond the limit. By thresholds, for a mask costs more than all the rest, and with
+    # finite numbers, for the logarithm of an infinity takes ten times as long.
     beyond = -(limit**2) * (1 + torch.finfo(scores.dtype).eps)
-    near = F.threshold((2 * temperature) * rivals - 2, beyond, -torch.inf)
+    near = F.threshold((2 * temperature) * rivals - 2, beyond, -_FAR)
     log_weights = (1 - dim / 2) * near.neg().clamp_min(cutoff**2).log()
-    log_weights = log_weights - (dim - 3) / 2 * torch.log1p(near.clamp(-(limit**2), -(cutoff**2)) / 4)
+    log_weights = log_weights - (dim - 3) / 2 * (1 + near.clamp(-(limit**2), -(cutoff**2)) / 4).log()
+    # Below the weight at the largest distance, 2, and above that far away.
+    log_weights = F.threshold(log_weights, (1 - dim / 2) * 10, -torch.inf)
     none = log_weights.amax(1, keepdim=True) == -torch.inf
     if not eager_on_cpu(scores) or bool(none.any()):
-        # Where none is near all are, at one distance: the bound's fall-back. Where there is none, no softmax of nothing.
+        # Where none is near all are, at one distance: the bound's fall-back. A softmax of nothing would be NaN.
         kept = rivals != -torch.inf
         alike = torch.zeros_like(rivals).masked_fill_(~kept & kept.any(1, keepdim=True), -torch.inf)
         log_weights = torch.where(none, alike, log_weights)

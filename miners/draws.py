@@ -1,8 +1,10 @@
 """Draws: negatives kept at random, and weights that undo a proposal they were drawn from."""
 
+import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from miners.hard import keep_columns
 from miners.miner import Miner, check_count
 
 __all__ = ["draw", "importance", "random_subset"]
+
+# The logarithm of a weight that counts as 0 beside the largest.
+_LEAST = -85.0
 
 
 def random_subset(k: int) -> Miner:
@@ -108,7 +113,7 @@ def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) ->
         return keep_columns(scores, targets, _drawn_one(scores, targets, log_weights.detach()))
     # In one order, whatever the strides of the scores; torch's own exponential draws take four times as long.
     noise = scores.new_empty(scores.shape).uniform_()
-    keys = noise.neg() if log_weights is None else log_weights.detach() - torch.log1p(-noise).neg_().log_()
+    keys = noise.neg() if log_weights is None else log_weights.detach() - (1 - noise).log_().neg_().log_()
     k = min(k, scores.shape[1])
     if log_weights is None:
         keys = keys.masked_fill_(~negatives(scores, targets), -torch.inf)
@@ -131,7 +136,9 @@ def _drawn_one(scores: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor:
         alike = torch.zeros_like(log_weights).masked_fill_(~negatives(scores, targets), -torch.inf)
         log_weights = torch.where(top == -torch.inf, alike, log_weights)
         top = torch.where(top == -torch.inf, 0.0, top)
-    sums = (log_weights - top).exp_().cumsum(1)
+    # The exponential of an infinity takes five times as long as of a number whose exponential is about the smallest.
+    weights = (log_weights - top).clamp_min_(_LEAST).exp_()
+    sums = F.threshold(weights, 2 * math.exp(_LEAST), 0.0).cumsum(1)
     total = sums[:, -1:]
     # The first column whose sum is above a share of the total, which rounding may have brought up to it.
     share = torch.minimum(torch.rand_like(total) * total, torch.nextafter(total, torch.zeros_like(total)))

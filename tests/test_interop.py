@@ -27,6 +27,7 @@ from contrastive import (
     supcon_loss,
     without_self,
 )
+from contrastive.factors import Factors
 from contrastive.interop import as_pml_loss, as_pml_miner, from_pml_miner
 from contrastive.scores import MiningFacts
 from miners import hardest, hcl, semihard, topk
@@ -153,6 +154,19 @@ class TestOneOfPmls:
         as_pml_miner(miner)(x, LABELS)
         assert seen
         assert not any(seen)
+
+
+def test_the_hardest_of_a_batch_by_a_critic_of_negative_scale():
+    class Opposite(torch.nn.Module):
+        def factors(self, x, y):
+            return Factors(x, y, scale=-2.0)
+
+        def forward(self, x, y):
+            return -2.0 * x @ y.T
+
+    x, opposite = batch(9), Opposite()
+    plain = as_pml_miner(hardest(), critic=lambda x, y: opposite(x, y))
+    assert triplets(as_pml_miner(hardest(), critic=opposite)(x, LABELS)) == triplets(plain(x, LABELS))
 
 
 class TestSelfPairs:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from contrastive.ranking import columns_of_largest, largest
+from contrastive.ranking import columns_of_largest, largest, largest_of_columns
 from miners import hardest, topk
 from tests import references
 from tests.references import INF, close, scores_with_gaps
@@ -72,3 +72,14 @@ def test_gradients_reach_the_largest():
 
 def test_an_empty_strip():
     assert columns_of_largest(torch.empty(0, 600), 8).shape == (0, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 63, 64, 65, 79, 256, 300])
+def test_the_largest_of_columns(rows):
+    for scores in (torch.randn(rows, 7), torch.full((rows, 7), -INF), torch.randn(7, rows).T, torch.randn(rows, 0)):
+        found, at = largest_of_columns(scores)
+        assert torch.equal(found, scores.amax(0))
+        assert torch.equal(scores.gather(0, at[None]).squeeze(0), found)
+    ends = torch.zeros(rows, 2)
+    ends[0, 0] = ends[-1, 1] = 1.0
+    assert largest_of_columns(ends)[1].tolist() == [0, rows - 1]
