@@ -78,8 +78,9 @@ def columns_of_largest(scores: Float[Tensor, "rows columns"], k: int) -> Int[Ten
     dealt = groups * members  # column c is in group c % groups; the last few are in none
     chosen = _ranked(scores[:, :dealt].reshape(rows, members, groups).amax(1), k)
     places = chosen[:, None] + groups * torch.arange(members, device=scores.device)[:, None]
-    rest = torch.arange(dealt, columns, device=scores.device).expand(rows, -1)
-    places = torch.cat([places.flatten(1), rest], 1)
+    places = places.flatten(1)
+    if dealt < columns:
+        places = torch.cat([places, torch.arange(dealt, columns, device=scores.device).expand(rows, -1)], 1)
     return places.gather(1, columns_of_largest(scores.gather(1, places), k))
 
 
