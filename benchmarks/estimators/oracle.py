@@ -1,6 +1,6 @@
 """Every estimator with the exact critic, Gaussians of 20 correlated pairs: bias and spread without any training.
 
-    python -m benchmarks.estimators.oracle [--batches 400]
+    python -m benchmarks.estimators.oracle [--batches 400] [--table]
 
 A line holds all estimates of one information and batch size: mean, deviation of a batch, standard error.
 """
@@ -85,11 +85,30 @@ def measure(task: Task, pairs: int, batches: int) -> dict[str, Any]:
     }
 
 
+def table(pairs: int) -> str:
+    """Means, and the deviation of a batch in parentheses."""
+    found = {
+        line["config"]["information"]: line["estimates"]
+        for line in lines.read(RESULTS)
+        if line["experiment"] == "oracle" and line["config"]["pairs"] == pairs
+    }
+    rows = [[f"K = {pairs}", *map(str, found)]]
+    for name in found[SCHEDULE[0]]:
+        cells = [estimates[name] for estimates in found.values()]
+        rows.append([name, *(f"{cell['mean']:.2f} ({cell['deviation']:.2f})" for cell in cells)])
+    return lines.markdown(rows).replace("p(y|x)", "p(y, given x)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=400)
-    batches = parser.parse_args().batches
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    batches = given.batches
     torch.set_num_threads(1)
+    if given.table:
+        print(f"{table(64)}\n\n{table(128)}")
+        return
     for pairs in (64, 128):
         for information in SCHEDULE:
             config = {"information": information, "pairs": pairs, "batches": batches}
