@@ -73,7 +73,7 @@ def table(family: str) -> str:
     for line in lines.read(RESULTS):
         if line["experiment"] == "gaussians" and line["config"]["family"] == family:
             found.setdefault(line["config"]["arm"], []).append(line)
-    rows = [[family, "claim", "seeds", *map(str, SCHEDULE), "ms a step"]]
+    rows = [[family, "claim", "seeds", *map(str, SCHEDULE)]]
     for arm, runs in found.items():
         good = [run for run in runs if run["status"] == "ok"]
         cells = []
@@ -85,10 +85,7 @@ def table(family: str) -> str:
             # The t-interval of 200 batches is 1.97 deviations of a batch, over the root of 200.
             cells.append(cell + (f" ({statistics.fmean(widths) * BATCHES**0.5 / 1.97:.2f})" if widths else ""))
         first = good[0]["levels"]["2"] if good else {}
-        seconds = [level["seconds"] for run in good for level in run["levels"].values() if "seconds" in level]
-        steps = runs[0]["config"].get("steps", 1)
-        cost = f"{1000 * statistics.median(seconds) / steps:.2f}" if seconds else ""
-        rows.append([arm, first.get("claim", "failed"), str(len(good)), *cells, cost])
+        rows.append([arm, first.get("claim", "failed"), str(len(good)), *cells])
     return lines.markdown(rows)
 
 

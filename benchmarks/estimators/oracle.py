@@ -96,7 +96,7 @@ def table(pairs: int) -> str:
     for name in found[SCHEDULE[0]]:
         cells = [estimates[name] for estimates in found.values()]
         rows.append([name, *(f"{cell['mean']:.2f} ({cell['deviation']:.2f})" for cell in cells)])
-    return lines.markdown(rows).replace("p(y|x)", "p(y, given x)")
+    return lines.markdown(rows).replace("p(y|x)", r"p(y\|x)")
 
 
 def main() -> None:
