@@ -40,12 +40,12 @@ def bootstrap_interval(
         | An Introduction to the Bootstrap (Efron and Tibshirani, 1993)
         | https://doi.org/10.1201/9780429246593
     """
-    sizes = torch.ones(len(values), dtype=torch.float64)
+    sizes = torch.ones(len(values), 1, dtype=torch.float64)
     if groups is not None:
         member = torch.from_numpy(np.unique(groups.numpy(), return_inverse=True)[1])
-        sizes = torch.bincount(member).double()
+        sizes = torch.bincount(member).double()[:, None]
         values = values.new_zeros(len(sizes), values.shape[1]).index_add_(0, member, values)
-    rows = len(values)
+    rows, columns = len(values), torch.cat([values, sizes], 1)
     generator = np.random.default_rng(seed)
     means = []
     step = max(1, 2**20 // rows)
@@ -55,6 +55,6 @@ def bootstrap_interval(
             np.bincount(generator.integers(0, rows, rows), minlength=rows)
             for _ in range(first, min(first + step, resamples))
         ]
-        drawn = torch.from_numpy(np.stack(times)).double()
-        means.append(drawn @ values / (drawn @ sizes)[:, None])
+        sums = torch.from_numpy(np.stack(times)).double() @ columns
+        means.append(sums[:, :-1] / sums[:, -1:])
     return torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T

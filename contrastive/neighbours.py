@@ -637,12 +637,15 @@ def _faiss_top(
 
 def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The larger first, among equals the lower id."""
-    gain = values[:, 1:] - values[:, :-1]
-    if not bool((gain > 0).any() | ((gain == 0) & (ids[:, 1:] < ids[:, :-1])).any()):
+    before, after = values[:, :-1], values[:, 1:]
+    wrong = ((after > before) | ((after == before) & (ids[:, 1:] < ids[:, :-1]))).any(1).nonzero().squeeze(1)
+    if len(wrong) == 0:
         return values, ids
-    ids, order = ids.sort(dim=1)
-    values, second = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, ids.gather(1, second)
+    sorted_ids, order = ids[wrong].sort(dim=1)
+    sorted_values, second = values[wrong].gather(1, order).sort(dim=1, descending=True, stable=True)
+    values, ids = values.clone(), ids.clone()
+    values[wrong], ids[wrong] = sorted_values, sorted_ids.gather(1, second)
+    return values, ids
 
 
 def _as_distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
