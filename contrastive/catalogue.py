@@ -312,7 +312,10 @@ def barber_agakov_with(entropy: float) -> Estimator:
         optimum="q = p(y|x)",
         cap=_none,
         variance="that of the mean log-density",
-        reference=("Barber and Agakov, 2003", "https://proceedings.neurips.cc/paper/2003/hash/a6ea8471c120fe8cc35a2954c9b9c595-Abstract.html"),
+        reference=(
+            "Barber and Agakov, 2003",
+            "https://proceedings.neurips.cc/paper/2003/hash/a6ea8471c120fe8cc35a2954c9b9c595-Abstract.html",
+        ),
         why="a lower bound for any model of y given x, where h(Y) is known",
         value=lambda log_conditional: barber_agakov(log_conditional, entropy=entropy),
         arguments=OwnConditional,
