@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from references import INF, refused, scores_with_gaps
 from test_theory import collected
 
+from benchmarks.estimators import gaussians, oracle
 from contrastive import bounds, estimators, infonce_bound, kpair_loss, nwj_bound
 from contrastive.catalogue import (
     CLUB,
@@ -868,3 +869,18 @@ class TestThePage:
         for shown, name, file in links:
             assert shown == file
             assert name.removeprefix("::") in collected(file), name
+
+
+class TestTheBenchmark:
+    def test_the_oracle_reads_all_estimators(self):
+        found = oracle.measure(gaussian(2.0), 16, 3)["estimates"]
+        assert all(math.isfinite(cell["mean"]) and cell["standard_error"] > 0 for cell in found.values())
+        right = [found[name]["mean"] for name in ("NWJ", "TUBA", "FLO", "Jensen-Shannon, NWJ's value")]
+        assert right == pytest.approx([right[0]] * 4, abs=1e-3)
+        assert found["InfoNCE"]["mean"] < log(16)
+
+    def test_tables_are_made_of_the_lines(self):
+        assert oracle.table(64).count("\n") == len(oracle.measure(gaussian(2.0), 4, 2)["estimates"]) + 1
+        table = gaussians.table("gaussian")
+        for name in gaussians.arms():
+            assert f"| {name} | " in table
