@@ -415,11 +415,14 @@ COMPILED = """
 import sys
 import torch
 from contrastive import Concat, Cosine, KPairLoss
-from miners import hcl, topk
+from miners import distance_weighted, hcl, random_subset, ring, semihard, topk
 
 backend = sys.argv[1]
 x, y, q = (torch.randn(n, 8, requires_grad=True) for n in (40, 40, 7))
 cases = [(Cosine(learnable=True), None), (Cosine(), topk(3)), (Cosine(), hcl(1.0)), (Concat(8, hidden=5), None)]
+# Miners that look at values where a compiler could not.
+cases += [(Cosine(), m) for m in (topk(6), ring(0.1, 0.5), distance_weighted(0.1, 8), distance_weighted(0.1, 8, k=1))]
+cases += [(Cosine(), m) for m in (distance_weighted(0.1, 8, k=3), random_subset(6), semihard(0.2))]
 if backend != "eager":
     cases = cases[:1]  # it takes seconds for each
 for critic, miner in cases:
@@ -429,7 +432,10 @@ for critic, miner in cases:
         inputs = [x, y, q, *criterion.parameters()]
         compiled = torch.compile(criterion, backend=backend)
         for _ in range(2):
-            found, expected = compiled(x, y, negatives=q), criterion(x, y, negatives=q)
+            torch.manual_seed(0)
+            found = compiled(x, y, negatives=q)
+            torch.manual_seed(0)
+            expected = criterion(x, y, negatives=q)
             torch.testing.assert_close(found, expected)
             pairs = zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True)
             for a, b in pairs:
