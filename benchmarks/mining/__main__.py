@@ -25,7 +25,6 @@ from benchmarks.mining.training import load, run
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 TEMPERATURES = (0.03, 0.05, 0.07, 0.1, 0.2, 0.5)
-IMAGES_ARMS = ("uniform", "hcl 1", "top 10 %", "drop hardest 10 %")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ PRESETS = {
     "tune": Preset("tune", FAMILIES, TEMPERATURES, (100, 101)),
     "report": Preset("test", FAMILIES, None, tuple(range(10))),
     "fixed": Preset("test", ("uniform", "hcl 1"), (0.5,), tuple(range(10))),
-    "images": Preset("test", IMAGES_ARMS, (0.1, 0.5), tuple(range(5))),
 }
 
 
