@@ -178,6 +178,12 @@ def test_a_pickle_is_refused(x, capsys, tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_searched(x, capsys):
+    error = run(capsys, "x.npz", "--json", "nowhere/out.json", status=2)
+    assert "nowhere is no folder" in error.err
+    assert error.out == ""
+
+
 def test_mismatched_widths(x, capsys):
     np.savez("g.npz", embeddings=np.ones((5, 3), dtype=np.float32), labels=np.arange(5))
     error = run(capsys, "x.npz", "--gallery", "g.npz", status=2).err

@@ -99,6 +99,8 @@ def evaluate(words: list[str]) -> None:
     )
     target, ks = Path(options["target"]), _ks(options["k"])
     metrics = None if options["metrics"] is None else tuple(word for word in options["metrics"].split(",") if word)
+    if options["json"] is not None and not Path(options["json"]).parent.is_dir():  # before hours of searching
+        raise InputError(f"--json: {options['json']} cannot be written: {Path(options['json']).parent} is no folder")
     if target.is_dir():
         only_files = [name for name in _OF_FILES if options[name] is not None]
         if only_files or options["resume"] != "never":
