@@ -23,12 +23,15 @@ __all__ = [
     "ConvNet",
     "ImageEncoder",
     "Recipe",
+    "StridedConvNet",
     "Timm",
     "build",
+    "glorot_uniform_",
     "load_encoder",
     "load_recipe",
     "load_weights",
     "save_encoder",
+    "truncated_normal_",
 ]
 
 WEIGHTS, RECIPE = "encoder.safetensors", "encoder.json"
@@ -39,35 +42,129 @@ class MLP(nn.Module):
 
     Also the projector: features to the space in which the critic scores.
 
+    .. math::
+        h_0 = x, \qquad h_l = [h_{l-1}] + \mathrm{ReLU}(W_l h_{l-1} + b_l), \qquad
+        g(x) = [h_L] + W_{L+1} h_L + b_{L+1}
+
+    with the terms in brackets where there are skips.
+
     Arguments:
         dim: width of the input.
         hidden: units of each hidden layer (ReLU); none makes it linear.
         out: width of the output.
         batch_norm: whether hidden layers are batch-normalised before the ReLU.
+        skips: whether a connection skips every layer, the last one too; all widths must be `dim` then.
+        std: standard deviation of the truncated normal that the weights start from, biases at zero
+            (`truncated_normal_`); None for torch's own start.
+
+    Raises:
+        ValueError: for a width below 1, and skips between different widths.
 
     Example:
         >>> MLP(64, hidden=(32,), out=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 8])
+        >>> x = torch.rand(2, 8)
+        >>> nearly = MLP(8, hidden=(8, 8), out=8, batch_norm=False, skips=True, std=1e-6)
+        >>> torch.allclose(nearly(x), x, atol=1e-3)
+        True
+
+    References:
+        | Deep Residual Learning for Image Recognition (He et al., 2016)
+        | https://arxiv.org/abs/1512.03385
     """
 
     def __init__(
-        self, dim: int, *, hidden: Sequence[int] = (512, 256), out: int = 128, batch_norm: bool = True
+        self,
+        dim: int,
+        *,
+        hidden: Sequence[int] = (512, 256),
+        out: int = 128,
+        batch_norm: bool = True,
+        skips: bool = False,
+        std: float | None = None,
     ) -> None:
         super().__init__()
         if min((*hidden, out)) < 1:
             raise ValueError(f"MLP: hidden is {list(hidden)} and out {out}, expected widths of at least 1")
+        if skips and {*hidden, out} != {dim}:
+            raise ValueError(f"MLP: hidden is {list(hidden)} and out {out}, expected {dim} everywhere with skips")
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(dim, width, bias=not batch_norm)]
-            layers += [nn.BatchNorm1d(width)] if batch_norm else []
-            layers += [nn.ReLU()]
+            layer: list[nn.Module] = [nn.Linear(dim, width, bias=not batch_norm)]
+            layer += [nn.BatchNorm1d(width)] if batch_norm else []
+            layer += [nn.ReLU()]
+            layers += [_Skipped(*layer)] if skips else layer
             dim = width
-        self.layers = nn.Sequential(*layers, nn.Linear(dim, out))
+        last = nn.Linear(dim, out)
+        self.layers = nn.Sequential(*layers, _Skipped(last) if skips else last)
         self.out_dim = out
+        if std is not None:
+            truncated_normal_(self, std)
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n out"]:
         """Flattens and maps every row."""
         return cast(Tensor, self.layers(x.flatten(1)))
+
+
+class _Skipped(nn.Sequential):
+    """Layers with a connection around them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]  # torch's
+
+
+def truncated_normal_(module: nn.Module, std: float) -> None:
+    r"""Starts all linear and convolutional layers from a truncated normal, biases at zero.
+
+    .. math::
+        w \sim N(0, \sigma^2) \text{ given } |w| < 2 \sigma, \qquad b = 0
+
+    Arguments:
+        module: changed in place.
+        std: :math:`\sigma`, before truncation.
+
+    Raises:
+        ValueError: for a deviation that is not positive.
+
+    Example:
+        >>> layer = nn.Linear(100, 100)
+        >>> truncated_normal_(layer, 1e-4)
+        >>> bool(layer.weight.abs().max() <= 2e-4), float(layer.bias.detach().abs().max())
+        (True, 0.0)
+    """
+    if not 0 < std < float("inf"):
+        raise ValueError(f"truncated_normal_: std is {std}, expected a positive number")
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def glorot_uniform_(module: nn.Module) -> None:
+    r"""Starts all linear and convolutional layers as TensorFlow does, which papers mean when they say nothing.
+
+    .. math::
+        w \sim U(-a, a), \quad a = \sqrt{6 / (\mathrm{fan}_{in} + \mathrm{fan}_{out})}, \qquad b = 0
+
+    Arguments:
+        module: changed in place.
+
+    Example:
+        >>> layer = nn.Linear(3, 3)
+        >>> glorot_uniform_(layer)
+        >>> bool(layer.weight.abs().max() <= 1), float(layer.bias.detach().abs().max())
+        (True, 0.0)
+
+    References:
+        | Understanding the Difficulty of Training Deep Feedforward Neural Networks (Glorot and Bengio, 2010)
+        | https://proceedings.mlr.press/v9/glorot10a.html
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class ConvNet(nn.Module):
@@ -100,6 +197,62 @@ class ConvNet(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out"]:
         """Maps every image to a feature vector."""
         return cast(Tensor, self.layers(x.contiguous(memory_format=torch.channels_last)))
+
+
+class StridedConvNet(nn.Module):
+    r"""Creates a convolutional encoder without pooling in between: 5 x 5 convolutions of stride 2.
+
+    The last of them is normalised over channels and positions together, with a scale per channel, averaged over
+    positions and mapped linearly. Padding is TensorFlow's ``"same"``: where it is odd, the extra row is below and the
+    extra column right.
+
+    Arguments:
+        channels: of the images.
+        widths: channels of each convolution, each followed by a ReLU.
+        out: width of the features.
+
+    Raises:
+        ValueError: for no convolution, and widths below 1.
+
+    Example:
+        >>> StridedConvNet(1)(torch.zeros(2, 1, 14, 28)).shape
+        torch.Size([2, 100])
+
+    References:
+        | On Mutual Information Maximization for Representation Learning (Tschannen et al., 2020)
+        | https://arxiv.org/abs/1907.13625
+        | Layer Normalization (Ba et al., 2016)
+        | https://arxiv.org/abs/1607.06450
+    """
+
+    def __init__(self, channels: int, *, widths: Sequence[int] = (64, 128), out: int = 100) -> None:
+        super().__init__()
+        if not widths or min((*widths, out)) < 1:
+            raise ValueError(
+                f"StridedConvNet: widths are {list(widths)} and out {out}, expected at least one, each at least 1"
+            )
+        self.convolutions = nn.ModuleList()
+        for width in widths:
+            self.convolutions.append(nn.Conv2d(channels, width, 5, stride=2))
+            channels = width
+        self.norm = nn.GroupNorm(1, channels)  # one group is the layer norm over channels and positions
+        self.last = nn.Linear(channels, out)
+        self.to(memory_format=torch.channels_last)
+        self.out_dim = out
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out"]:
+        """Maps every image to a feature vector."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        for convolution in self.convolutions:
+            x = convolution(nn.functional.pad(x, _same_padding(x.shape[2], x.shape[3]))).relu()
+        return cast(Tensor, self.last(self.norm(x).mean((2, 3))))
+
+
+def _same_padding(height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom of a 5 x 5 kernel with stride 2."""
+    of_size = [5 - (2 - size % 2) for size in (width, height)]
+    (left, right), (top, bottom) = ((total // 2, total - total // 2) for total in of_size)
+    return left, right, top, bottom
 
 
 class Timm(nn.Module):
@@ -203,7 +356,7 @@ def build(recipe: Recipe, *, seed: int = 0) -> tuple[ImageEncoder, nn.Module]:
     Raises:
         InputError: for a class that is not an encoder of this module.
     """
-    classes = {"MLP": MLP, "ConvNet": ConvNet, "Timm": Timm}
+    classes = {"MLP": MLP, "ConvNet": ConvNet, "StridedConvNet": StridedConvNet, "Timm": Timm}
     if recipe.encoder not in classes:
         raise InputError(f"no encoder {recipe.encoder!r}; there are {', '.join(classes)}")
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-r"""How embeddings lie on the sphere: alignment and uniformity.
+r"""How embeddings lie on the sphere, alignment and uniformity; how an encoder bends its space, Jacobians.
 
 >>> import torch
 >>> corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -8,12 +8,16 @@ r"""How embeddings lie on the sphere: alignment and uniformity.
 -4.396
 """
 
+from collections.abc import Callable
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from contrastive.errors import InputError
 from contrastive.retrieval import Rows, as_pair, as_rows, similarity, unit_rows
 
-__all__ = ["alignment", "uniformity"]
+__all__ = ["alignment", "jacobian_condition_numbers", "uniformity"]
 
 SIDE = 1024
 
@@ -100,3 +104,48 @@ def uniformity(x: Rows, *, t: float = 2.0) -> float:
             blocks.append(torch.logsumexp((-t * distance).flatten(), 0).double())
     pairs = torch.tensor(rows * (rows - 1) / 2, dtype=torch.float64, device=x.device)
     return float(torch.logsumexp(torch.stack(blocks), 0) - pairs.log())
+
+
+def jacobian_condition_numbers(
+    encoder: Callable[[Tensor], Tensor], x: Float[Tensor, "n dim"], *, chunk: int = 32
+) -> Float[Tensor, " n"]:
+    r"""Computes the condition number of the encoder's Jacobian at every row.
+
+    .. math::
+        \kappa(x) = \sigma_{\max} / \sigma_{\min} \text{ of } \partial g(x) / \partial x
+
+    An encoder with a large one is invertible on paper and loses directions to rounding all the same.
+
+    Arguments:
+        encoder: rows ``[n, dim]`` to features ``[n, out]``, each row by itself (no batch norm in training mode).
+        x: where, finite.
+        chunk: rows at a time: memory is ``chunk * dim * out`` numbers.
+
+    Returns:
+        Numbers of at least 1, float64; infinity where the smallest singular value is 0.
+
+    Raises:
+        ValueError: for rows that are no matrix, and fewer than one at a time.
+
+    Example:
+        >>> stretch = torch.diag(torch.tensor([4.0, 2.0]))
+        >>> jacobian_condition_numbers(lambda x: x @ stretch, torch.zeros(3, 2))
+        tensor([2., 2., 2.], dtype=torch.float64)
+
+    References:
+        | On Mutual Information Maximization for Representation Learning (Tschannen et al., 2020)
+        | https://arxiv.org/abs/1907.13625
+    """
+    if x.ndim != 2:
+        raise ValueError(f"jacobian_condition_numbers: x has shape {tuple(x.shape)}, expected [n, dim]")
+    if chunk < 1:
+        raise ValueError(f"jacobian_condition_numbers: chunk is {chunk}, expected at least 1")
+
+    def of_row(row: Tensor) -> Tensor:
+        return encoder(row[None])[0]
+
+    jacobian = torch.func.vmap(torch.func.jacrev(of_row))
+    with torch.no_grad():
+        # Singular values in float64: the smallest of an ill-conditioned map are below float32's rounding.
+        values = [torch.linalg.svdvals(jacobian(part).double()) for part in torch.split(x, chunk)]
+    return torch.cat([s[:, 0] / s[:, -1] for s in values])

@@ -7,7 +7,19 @@ import torch
 from torch import nn
 
 from contrastive.critics import Bilinear
-from contrastive.encoders import MLP, ConvNet, ImageEncoder, Recipe, Timm, build, load_encoder, save_encoder
+from contrastive.encoders import (
+    MLP,
+    ConvNet,
+    ImageEncoder,
+    Recipe,
+    StridedConvNet,
+    Timm,
+    build,
+    glorot_uniform_,
+    load_encoder,
+    save_encoder,
+    truncated_normal_,
+)
 from contrastive.errors import InputError
 
 CONVNET = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [16], "out": 6}, [0.3], [0.2])
@@ -106,3 +118,65 @@ def test_saved_files_follow_the_umask(tmp_path):
     save_encoder(tmp_path, CONVNET, encoder, projector, nn.Identity())
     (tmp_path / "plain").touch()
     assert (tmp_path / "encoder.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_papers_encoders_have_the_papers_sizes():
+    """238k and 220k parameters (Tschannen et al., 2020, figure 4)."""
+
+    def size(module):
+        return sum(p.numel() for p in module.parameters())
+
+    assert size(MLP(392, hidden=(300, 300), out=100, batch_norm=False)) == 238_300
+    assert size(StridedConvNet(1)) == 219_748
+
+
+def test_strided_convolutions_pad_as_tensorflow_and_norm_over_everything():
+    net = StridedConvNet(2, widths=(3,), out=4)
+    x = torch.randn(5, 2, 7, 8)
+    with torch.no_grad():
+        net.norm.weight.normal_()
+        # 7 rows: 4 of padding, two on each side; 8 columns: 3, one left and two right.
+        padded = torch.zeros(5, 2, 11, 11)
+        padded[:, :, 2:9, 1:9] = x
+        h = nn.functional.conv2d(padded, net.convolutions[0].weight, net.convolutions[0].bias, stride=2).relu()
+        assert h.shape == (5, 3, 4, 4)
+        flat = h.flatten(1)
+        normed = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        h = normed.view_as(h) * net.norm.weight[:, None, None] + net.norm.bias[:, None, None]
+        torch.testing.assert_close(net(x), net.last(h.mean((2, 3))), atol=1e-5, rtol=1e-5)
+
+
+def test_skips_go_around_every_layer():
+    net = MLP(6, hidden=(6, 6), out=6, batch_norm=False, skips=True)
+    x = torch.randn(4, 6)
+    h = x
+    for block in net.layers[:2]:
+        h = h + block[0](h).relu()
+    assert torch.equal(net(x), h + net.layers[2][0](h))
+
+
+def test_starts():
+    net = MLP(400, hidden=(400,), out=400, batch_norm=False, skips=True, std=1e-4)
+    weights = torch.cat([p.flatten() for name, p in net.named_parameters() if name.endswith("weight")])
+    assert float(weights.detach().abs().max()) <= 2e-4
+    # A normal cut at two deviations keeps .8796 of its deviation.
+    assert float(weights.detach().std()) == pytest.approx(0.8796e-4, rel=0.01)
+    assert all(not p.any() for name, p in net.named_parameters() if name.endswith("bias"))
+    net = StridedConvNet(1)
+    glorot_uniform_(net)
+    edge = (6 / (25 * (64 + 128))) ** 0.5
+    assert float(net.convolutions[1].weight.detach().abs().max()) == pytest.approx(edge, rel=0.01)
+    assert not net.last.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLP(4, hidden=(5,), out=4, skips=True), r"MLP: hidden is \[5\] and out 4, expected 4 everywhere"),
+        (lambda: StridedConvNet(1, widths=()), r"StridedConvNet: widths are \[\]"),
+        (lambda: truncated_normal_(nn.Linear(2, 2), 0.0), r"truncated_normal_: std is 0\.0, expected"),
+    ],
+)
+def test_refusals_of_the_papers_encoders(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -20,7 +20,7 @@ LAYERS = [
     {"catalogue", "ksg", "tasks"},
     {"estimation"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables"},
-    {"metrics", "relevance", "intervals", "_faiss"},
+    {"metrics", "relevance", "intervals", "_faiss", "flows"},
     {"neighbours"},
     {"assessment", "gallery"},
     {"retrieval"},
