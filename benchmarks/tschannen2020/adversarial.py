@@ -1,0 +1,150 @@
+"""Figure 1c: an encoder that loses nothing can be made useless for a linear classifier.
+
+    python -m benchmarks.tschannen2020.adversarial --preset quick --data-root DATA
+
+A classifier learns the labels from the codes, the encoder learns to make its answer uniform; afterwards a fresh probe
+is fitted. The encoder is invertible throughout, by couplings that scale.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.tschannen2020 import probe
+from benchmarks.tschannen2020.data import Halves
+from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error
+from contrastive.batches import derived_seed
+from contrastive.flows import RealNVP
+
+BATCH, CLASSES = 128, 10
+BUDGETS: dict[str, dict[str, Any]] = {
+    "smoke": {"iterations": 2, "every": 2, "warm_up": 2, "ratio": 2, "probe_rows": 256},
+    "quick": {"iterations": 150, "every": 50, "warm_up": 200, "ratio": 4, "probe_rows": 10_000},
+    "paper": {"iterations": 4001, "every": 400, "warm_up": 1000, "ratio": 10, "probe_rows": None},
+}
+# Of the classifier and of the encoder; the text and the code differ.
+RATES = {"paper": (1e-4, 1e-6), "code": (1e-3, 1e-5)}
+QUICK_RATES = (1e-3, 1e-4)
+
+
+def plan(preset: str, variant: str, data: str) -> list[Config]:
+    """One configuration.
+
+    Arguments:
+        preset: its name.
+        variant: decides the learning rates of the paper preset; the short ones have their own.
+        data: name of the data set.
+    """
+    classifier, encoder = RATES[variant] if preset == "paper" else QUICK_RATES
+    rates = {"classifier_lr": classifier, "encoder_lr": encoder}
+    return [{"preset": preset, "variant": variant, "data": data, "encoder": "realnvp", **rates, **BUDGETS[preset]}]
+
+
+def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
+    """Trains once; probes on the way, by the published probe at the end.
+
+    Arguments:
+        config: of `plan`.
+        data: on what.
+        seed: of everything.
+        tick: is told the share that is done.
+    """
+    assert data is not None
+    torch.manual_seed(derived_seed(seed, 0))
+    encoder, classifier = RealNVP(data.dim, affine=True), nn.Linear(data.dim, CLASSES)
+    moves = torch.optim.Adam(encoder.parameters(), config["encoder_lr"], fused=True)
+    learns = torch.optim.Adam(classifier.parameters(), config["classifier_lr"], fused=True)
+    generator = torch.Generator().manual_seed(derived_seed(seed, 1))
+
+    def batch(count: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(data.train), (count * BATCH,), generator=generator)
+        return data.train.x[rows].float() / 255, data.train.labels[rows]
+
+    def teach(steps: int) -> None:
+        # The encoder rests meanwhile: all batches are encoded in one go, which keeps the products large.
+        while steps > 0:
+            now = min(steps, 10)
+            x, labels = batch(now)
+            with torch.no_grad():
+                codes = encoder(x)
+            for z, truth in zip(codes.split(BATCH), labels.split(BATCH), strict=True):
+                learns.zero_grad()
+                F.cross_entropy(classifier(z), truth).backward()
+                learns.step()
+            steps -= now
+
+    uniform = torch.full((BATCH, CLASSES), 1 / CLASSES)
+    points = [_point(config, encoder, data, 0)]
+    teach(config["warm_up"])
+    diverged = None
+    for step in range(1, config["iterations"] + 1):
+        teach(config["ratio"])
+        loss = F.cross_entropy(classifier(encoder(batch(1)[0])), uniform)
+        if not bool(torch.isfinite(loss)):
+            diverged = step
+            break
+        moves.zero_grad()
+        loss.backward()
+        moves.step()
+        if step % config["every"] == 0 or step == config["iterations"]:
+            points.append(_point(config, encoder, data, step))
+            tick(step / config["iterations"])
+    figures: dict[str, Any] = {
+        "iterations": config["iterations"],
+        "status": "ok" if diverged is None else "diverged",
+        "test_bound": None,
+        "train_bound": None,
+        "pixels_accuracy": probe.saga_accuracy(*_pixels(data), seed=seed),
+        "curves": {key: [point[key] for point in points] for key in points[0]},
+    }
+    if diverged is not None:
+        return {**figures, "diverged_at": diverged, "test_accuracy": None}
+    error = inverse_error(encoder, data)
+    return {
+        **figures,
+        "test_accuracy": probe.saga_accuracy(*_codes(encoder, data, None), seed=seed),
+        "inverse_error": error,
+        "inverse_within_tolerance": error <= INVERSE_TOLERANCE,
+        "inverse_error_float64": inverse_error(copy.deepcopy(encoder).double(), data),
+    }
+
+
+def _point(config: Config, encoder: nn.Module, data: Halves, step: int) -> dict[str, Any]:
+    accuracy = probe.fast_accuracy(*_codes(encoder, data, config["probe_rows"]))
+    return {"iteration": step, "accuracy": accuracy, "inverse_error": inverse_error(encoder, data)}
+
+
+def _codes(encoder: nn.Module, data: Halves, rows: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    train, labels, test, truth = _pixels(data)
+    return encoded(encoder, train[:rows]), labels[:rows], encoded(encoder, test), truth
+
+
+def _pixels(data: Halves) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return data.train.x.float() / 255, data.train.labels, data.test.x.float() / 255, data.test.labels
+
+
+EXPERIMENT = Experiment(
+    "adversarial",
+    "Figure 1c: an encoder that loses nothing can be made useless for a linear classifier",
+    plan,
+    run,
+    lambda config: config["iterations"] * (0.3 + 0.1 * config["ratio"]) + 60,
+    (
+        Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_accuracy", "raw pixels, linear")),
+        Panel("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
+    ),
+    (
+        Claim(2, "accuracy below raw pixels (difference negative)", "test_accuracy", {}, "pixels_accuracy"),
+        Claim(
+            1, "the inverse stays exact: error below the tolerance (difference negative)", "inverse_error", {},
+            INVERSE_TOLERANCE,
+        ),
+    ),
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

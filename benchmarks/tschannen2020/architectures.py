@@ -1,0 +1,88 @@
+"""Figures 4a, 4b and 7: at an equal bound, the encoder decides how good the representation is.
+
+    python -m benchmarks.tschannen2020.architectures --preset quick --data-root DATA
+
+Both encoders are brought to the same estimate; trained with labels they do equally well.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.tschannen2020.critics import run
+from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
+from benchmarks.tschannen2020.training import Setting
+
+BUDGETS = {
+    "smoke": {"iterations": 4, "every": 2, "lr": 1e-3, "bound_batches": 2},
+    "quick": {"iterations": 700, "every": 175, "lr": 5e-4},
+    "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
+}
+ENCODERS = ("mlp", "convnet")
+TARGETS = (2.0, 4.0)
+
+
+def settings(preset: str, variant: str, data: str, budget: dict[str, Any]) -> list[Config]:
+    """Both encoders to both targets of both bounds, and with labels.
+
+    Arguments:
+        preset: its name.
+        variant: text and code do not differ here.
+        data: name of the data set.
+        budget: what the preset says.
+    """
+    arms = [(encoder, bound, target) for bound in ("nce", "nwj") for target in TARGETS for encoder in ENCODERS]
+    arms += [(encoder, "labels", None) for encoder in ENCODERS]
+    return [
+        asdict(
+            Setting(
+                preset, variant, data, encoder=encoder, critic="bilinear", objective=objective, target=target, **budget
+            )
+        )
+        for encoder, objective, target in arms
+    ]
+
+
+def arm(encoder: str, objective: str, target: float | None) -> Config:
+    """Which configurations are meant.
+
+    Arguments:
+        encoder: of the arm.
+        objective: of the arm.
+        target: of the arm.
+    """
+    return {"encoder": encoder, "objective": objective, "target": target}
+
+
+PANELS = tuple(
+    Panel(f"I_{objective.upper()}: {name}", y, label, {"objective": objective}, ("encoder", "target"))
+    for objective in ("nce", "nwj")
+    for name, y, label in (
+        ("held out", "test_bound", "I_EST, nats"),
+        ("fresh training batches", "train_bound", "I_EST, nats"),
+        ("downstream accuracy", "accuracy", "accuracy"),
+    )
+)
+CLAIMS = tuple(
+    Claim(
+        5,
+        f"{figure} at I_{objective.upper()} = {target:g}: ConvNet above MLP",
+        figure,
+        arm("convnet", objective, target),
+        arm("mlp", objective, target),
+    )
+    for objective in ("nce", "nwj")
+    for target in TARGETS
+    for figure in ("test_accuracy", "test_bound")
+)
+EXPERIMENT = Experiment(
+    "architectures",
+    "Figures 4a, 4b and 7: at an equal bound, the encoder decides",
+    lambda preset, variant, data: settings(preset, variant, data, BUDGETS[preset]),
+    run,
+    lambda config: config["iterations"] * (0.1 if config["encoder"] == "convnet" else 0.008) + 15,
+    PANELS,
+    CLAIMS,
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

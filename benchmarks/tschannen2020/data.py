@@ -1,0 +1,109 @@
+"""Images cut in two: the upper half is x, the lower half is y."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contrastive.data import ImageSplit, cifar10, fashion_mnist, mnist
+
+__all__ = ["MADE_UP", "NAMES", "Halves", "Split", "load"]
+
+SOURCES = {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10}
+MADE_UP = "made-up"
+NAMES = (*SOURCES, MADE_UP)
+ROWS = 14  # of each half; of the 32 rows of CIFAR-10 the four in the middle are left out
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, pixels as bytes.
+
+    Arguments:
+        x: upper halves, flattened.
+        y: lower halves, flattened.
+        labels: one an image.
+    """
+
+    x: Tensor
+    y: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def views(
+        self, rows: Tensor | slice, *, noise: float = 0.0, coupled: bool = True, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Both halves of some images, in [0, 1].
+
+        Arguments:
+            rows: which.
+            noise: deviation of what is added to every pixel.
+            coupled: whether both halves get the same vector.
+            generator: of the noise.
+        """
+        x, y = self.x[rows].float() / 255, self.y[rows].float() / 255
+        if not noise:
+            return x, y
+        first = noise * torch.randn(x.shape, generator=generator)
+        return x + first, y + (first if coupled else noise * torch.randn(y.shape, generator=generator))
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A data set of halves.
+
+    Arguments:
+        name: of the data set.
+        shape: channels, height and width of a half.
+        train: what encoders and probes are fitted on.
+        test: held out.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    train: Split
+    test: Split
+
+    @property
+    def dim(self) -> int:
+        """Pixels of a half."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+
+@cache
+def load(name: str, root: Path | None, *, download: bool = False) -> Halves:
+    """Reads a data set, once a process.
+
+    Arguments:
+        name: one of `NAMES`; ``made-up`` needs no file.
+        root: the folder with the files.
+        download: whether to fetch what is missing.
+
+    Raises:
+        InputError: where files are missing, with how to get them.
+    """
+    if name == MADE_UP:
+        train, test = _made_up(1024, seed=0), _made_up(512, seed=1)
+    else:
+        data = SOURCES[name](root, download=download)
+        train, test = data.train, data.test
+    channels, _, width = train.images.shape[1:]
+    return Halves(name, (channels, ROWS, width), _cut(train), _cut(test))
+
+
+def _cut(split: ImageSplit) -> Split:
+    return Split(split.images[:, :, :ROWS].flatten(1), split.images[:, :, -ROWS:].flatten(1), split.labels)
+
+
+def _made_up(count: int, *, seed: int) -> ImageSplit:
+    """Ten noisy patterns: enough to see that everything runs."""
+    patterns = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 10
+    images = 0.6 * patterns[labels] + 0.4 * torch.rand(count, 1, 28, 28, generator=generator)
+    return ImageSplit((255 * images).to(torch.uint8), labels)

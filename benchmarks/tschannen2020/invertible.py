@@ -1,0 +1,74 @@
+"""Figures 1a and 1b: an encoder that loses nothing gets better downstream all the same.
+
+    python -m benchmarks.tschannen2020.invertible --preset quick --data-root DATA
+
+The true information is constant, since the encoder is invertible; the error of its inverse stands in every line.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.tschannen2020.critics import run
+from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, Setting
+
+BUDGETS = {
+    "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1, "probe_rows": 256},
+    "quick": {"iterations": 300, "every": 100, "lr": 3e-4, "bound_batches": 20, "probe_rows": 10_000},
+    "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
+}
+
+
+def settings(preset: str, variant: str, data: str, budget: dict[str, Any]) -> list[Config]:
+    """Both bounds.
+
+    Arguments:
+        preset: its name.
+        variant: text and code do not differ here.
+        data: name of the data set.
+        budget: what the preset says.
+    """
+    shared = {"encoder": "realnvp", "critic": "bilinear", "measure": "inverse"}
+    return [asdict(Setting(preset, variant, data, objective=name, **shared, **budget)) for name in ("nce", "nwj")]
+
+
+PANELS = tuple(
+    Panel(title, y, label, {}, ("objective",))
+    for title, y, label in (
+        ("held out", "test_bound", "I_EST, nats"),
+        ("fresh training batches", "train_bound", "I_EST, nats"),
+        ("downstream accuracy", "accuracy", "accuracy"),
+        ("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
+    )
+)
+CLAIMS = (
+    *(
+        Claim(
+            1,
+            f"accuracy by I_{name.upper()} after training above the start",
+            "test_accuracy",
+            {"objective": name},
+            "start_test_accuracy",
+        )
+        for name in ("nce", "nwj")
+    ),
+    Claim(
+        1,
+        f"the inverse stays exact: error below the tolerance of {INVERSE_TOLERANCE:g} (difference negative)",
+        "inverse_error",
+        {},
+        INVERSE_TOLERANCE,
+    ),
+)
+EXPERIMENT = Experiment(
+    "invertible",
+    "Figures 1a and 1b: an encoder that loses nothing gets better downstream all the same",
+    lambda preset, variant, data: settings(preset, variant, data, BUDGETS[preset]),
+    run,
+    lambda config: config["iterations"] * 0.45 + 60,
+    PANELS,
+    CLAIMS,
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
