@@ -14,7 +14,7 @@ from benchmarks.tschannen2020.training import Setting
 
 BUDGETS = {
     "smoke": {"iterations": 4, "every": 2, "lr": 1e-3, "bound_batches": 2},
-    "quick": {"iterations": 700, "every": 175, "lr": 5e-4},
+    "quick": {"iterations": 600, "every": 150, "lr": 5e-4},
     "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
 }
 ENCODERS = ("mlp", "convnet")

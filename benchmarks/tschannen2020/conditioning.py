@@ -15,7 +15,7 @@ from benchmarks.tschannen2020.training import Setting
 NOISE = 0.05
 BUDGETS = {
     "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 2, "batch": 16},
-    "quick": {"iterations": 1000, "every": 250, "lr": 3e-4},
+    "quick": {"iterations": 600, "every": 150, "lr": 3e-4},
     "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
 }
 

@@ -14,7 +14,7 @@ from benchmarks.tschannen2020.training import Setting, train
 
 BUDGETS = {
     "smoke": {"iterations": 6, "every": 3, "lr": 1e-3, "bound_batches": 2},
-    "quick": {"iterations": 2000, "every": 500, "lr": 5e-4},
+    "quick": {"iterations": 1500, "every": 500, "lr": 5e-4},
     "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
 }
 CRITICS = ("inner product", "bilinear", "separable", "concat")

@@ -169,6 +169,8 @@ def train(
     figures = {
         "iterations": setting.iterations,
         "status": "ok" if diverged is None else "diverged",
+        "test_bound": None,
+        "train_bound": None,
         **last,
         **start,
         "test_accuracy": _final(setting, model, data, seed) if diverged is None else None,

@@ -1,0 +1,247 @@
+"""The paper's experiments run at the smoke preset, go on where they stopped, and say what went wrong."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.tschannen2020 import (
+    __main__ as everything,
+)
+from benchmarks.tschannen2020 import (
+    adversarial,
+    architectures,
+    cifar10,
+    conditioning,
+    critics,
+    data,
+    invertible,
+    probe,
+    report,
+    runs,
+    sampling,
+    training,
+)
+from contrastive.errors import InputError
+from contrastive.flows import RealNVP
+
+NEEDED = {
+    "experiment", "config", "seed", "iterations", "test_accuracy", "test_bound", "train_bound", "status", "seconds",
+    "commit", "versions", "hardware", "format",
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Flows of two couplings: the sizes of the paper are tested in test_flows.py."""
+    monkeypatch.setitem(training.ENCODERS, "realnvp", lambda data: RealNVP(data.dim, couplings=2, hidden=(16,)))
+    monkeypatch.setattr(adversarial, "RealNVP", lambda dim, affine: RealNVP(dim, couplings=2, affine=affine))
+
+
+def options(tmp_path, *arguments):
+    made = runs.parser("")
+    given = ["--preset", "smoke", "--data", "made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl")]
+    return made.parse_args([*given, "--seeds", "1", *arguments])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [adversarial, architectures, cifar10, conditioning, critics, invertible, sampling],
+    ids=lambda m: m.__name__,
+)
+@pytest.mark.slow
+def test_every_experiment(module, tmp_path, small):
+    rows = runs.perform([module.EXPERIMENT], options(tmp_path))
+    assert len(rows) == len(module.EXPERIMENT.plan("smoke", "paper", "made-up"))
+    for row in rows:
+        assert row["status"] in ("ok", "diverged"), row
+        assert set(row) >= NEEDED
+        assert row["test_bound"] is None or row["config"]["objective"] != "nce" or row["test_bound"] <= math.log(128)
+    assert report.figure(module.EXPERIMENT, rows) is not None
+    assert module.EXPERIMENT.title in report.text(module.EXPERIMENT, rows)
+
+
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    lines_file = tmp_path / "lines.jsonl"
+    first = runs.perform([sampling.EXPERIMENT], options(tmp_path))
+    written = lines_file.read_text().splitlines()
+    lines_file.write_text("\n".join(written[:1] + written[2:]) + "\n")
+    ran = []
+    monkeypatch.setattr(runs, "_attempt", lambda run, *rest, real=runs._attempt: ran.append(run) or real(run, *rest))
+    again = runs.perform([sampling.EXPERIMENT], options(tmp_path))
+    assert [run.config for run in ran] == [first[1]["config"]]
+    figures = [{row["test_bound"] for row in rows} for rows in (first, again)]
+    assert figures[0] == figures[1]  # a run depends on its configuration and seed only
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"format": 0, "experiment": "sampling"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1: written by format 0, this is format 1.*--results"):
+        runs.perform([sampling.EXPERIMENT], options(tmp_path))
+    (tmp_path / "lines.jsonl").write_text("no json\n")
+    with pytest.raises(InputError, match="is no results file"):
+        runs.perform([sampling.EXPERIMENT], options(tmp_path))
+
+
+def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
+    given = ["critics", "--preset", "smoke", "--quiet", "--data-root", str(tmp_path), "--results", str(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit, match=r"no MNIST/raw under .*; pass --data-root FOLDER .* or --download"):
+        runs.main(critics.EXPERIMENT)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failed_run_stays_visible(tmp_path, monkeypatch):
+    def broken(config, data, seed, tick):
+        raise RuntimeError("no luck")
+
+    experiment = runs.Experiment("sampling", "t", sampling.plan, broken, lambda config: 1.0, (), (), uses_data=False)
+    rows = runs.perform([experiment], options(tmp_path))
+    assert {row["status"] for row in rows} == {"failed"}
+    assert "RuntimeError: no luck" in report.text(experiment, rows)
+
+
+def test_divergence_is_recorded_with_its_step():
+    halves = data.load("made-up", None)
+    setting = training.Setting(
+        "smoke", "paper", "made-up", "mlp", "bilinear", "nwj", iterations=30, every=10, lr=10.0, bound_batches=1
+    )
+    found = training.train(setting, halves, 0)
+    assert found["status"] == "diverged"
+    assert 0 < found["diverged_at"] <= 30
+    assert found["test_accuracy"] is None
+    assert found["curves"]["iteration"][0] == 0
+
+
+def test_seeds_decide_everything():
+    halves = data.load("made-up", None)
+    setting = training.Setting(
+        "smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=3, every=3, lr=1e-3, noise=0.05
+    )
+    first, again, other = (training.train(setting, halves, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first["test_bound"] != other["test_bound"]
+
+
+def test_the_inverse_error_is_seen():
+    halves = data.load("made-up", None)
+    flow = RealNVP(halves.dim, couplings=2, hidden=(8,), affine=True)
+    assert training.inverse_error(flow, halves) < 1e-5
+    with torch.no_grad():
+        flow.networks[0].layers[-1].bias.fill_(-30.0)  # scales of 1e-7: in float32 the inverse is lost
+    assert training.inverse_error(flow, halves) > training.INVERSE_TOLERANCE
+
+
+def test_halves():
+    halves = data.load("made-up", None)
+    x, y = halves.train.views(slice(0, 4), generator=torch.Generator())
+    assert x.shape == y.shape == (4, 392)
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    noisy = halves.train.views(slice(0, 4), noise=0.05, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(noisy[0] - x, noisy[1] - y, atol=1e-6)  # the same vector
+    assert float((noisy[0] - x).std()) == pytest.approx(0.05, rel=0.1)
+    apart = halves.train.views(slice(0, 4), noise=0.05, coupled=False, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(apart[0] - x, apart[1] - y, atol=1e-2)
+
+
+def test_mnist_is_cut_in_the_middle(data_root):
+    halves = data.load("mnist", data_root)
+    raw = data.mnist(data_root).test.images[0].flatten()
+    assert torch.equal(torch.cat([halves.test.x[0], halves.test.y[0]]), raw)
+    assert (len(halves.train), len(halves.test), halves.shape) == (60_000, 10_000, (1, 14, 28))
+
+
+def test_sampling_has_the_papers_moments():
+    generator = torch.Generator().manual_seed(0)
+    draws = [sampling.pairs("independent", generator) for _ in range(400)]
+    z = torch.cat([torch.cat(pair, 1) for pair in draws])
+    assert torch.allclose(z.T.cov(), torch.tensor([[2.0, 0.4], [0.4, 2.0]]), atol=0.06)
+    draws = [torch.cat(sampling.pairs("dependent", generator), 1) for _ in range(400)]
+    within = torch.stack([batch.T.cov() for batch in draws]).mean(0)
+    assert torch.allclose(within, sampling.OWN, atol=0.02)
+    assert torch.allclose(torch.stack([batch.mean(0) for batch in draws]).T.cov(), sampling.SHARED, atol=0.2)
+    assert pytest.approx(0.0204110, abs=1e-7) == sampling.TRUE
+
+
+def codes(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 10
+    means = torch.randn(10, 20, generator=torch.Generator().manual_seed(9))
+    return means[labels] + 1.5 * torch.randn(n, 20, generator=generator), labels
+
+
+def test_the_fast_probe_reaches_the_minimum():
+    from sklearn.linear_model import LogisticRegression
+
+    train, labels = codes(2000, 0)
+    train, _ = probe.scaled(train, train)
+    weights = probe.fit(train, labels, tolerance=1e-5).double()
+
+    def objective(w):
+        x = torch.cat([train, torch.ones(len(train), 1)], 1).double()
+        fit = torch.nn.functional.cross_entropy(x @ w, labels)
+        return float(fit + w[:-1].square().sum() / (2 * probe.C * len(train)))
+
+    model = LogisticRegression(C=probe.C, tol=1e-8, max_iter=1000).fit(train.double().numpy(), labels.numpy())
+    peer = torch.from_numpy(np.vstack([model.coef_.T, model.intercept_]))
+    assert objective(weights) == pytest.approx(objective(peer), abs=1e-5)
+    saga = LogisticRegression(C=probe.C, solver="saga", tol=0.1).fit(train.numpy(), labels.numpy())
+    early = torch.from_numpy(np.vstack([saga.coef_.T, saga.intercept_])).double()
+    assert objective(probe.fit(train, labels).double()) <= objective(early)
+
+
+def test_both_probes_agree():
+    rows = (*codes(4000, 0), *codes(4000, 1))
+    assert probe.fast_accuracy(*rows) == pytest.approx(probe.saga_accuracy(*rows), abs=0.02)
+
+
+def line(seed, critic, bound, accuracy, **more):
+    config = {"critic": critic, "objective": "nwj", "miner": "none", "preset": "quick"}
+    return {
+        "experiment": "critics", "config": config, "seed": seed, "status": "ok", "test_bound": bound,
+        "train_bound": bound, "test_accuracy": accuracy, "cpu_seconds": 1.0, "commit": "abc", "format": runs.FORMAT,
+        "hardware": {"processor": "p"}, **more,
+    }  # fmt: skip
+
+
+def test_differences_are_paired_by_seed():
+    rows = [line(s, c, 1.0 * s + (c == "concat"), 0.5) for s in (0, 1, 2) for c in ("bilinear", "concat")]
+    del rows[0]
+    claim = critics.CLAIMS[0]
+    assert report.differences(claim, rows) == [1.0, 1.0]
+    constant = runs.Claim(6, "t", "test_bound", {"critic": "concat"}, 0.5)
+    assert report.differences(constant, rows) == [0.5, 1.5, 2.5]
+    start = runs.Claim(3, "t", "test_bound", {"critic": "concat"}, "test_accuracy")
+    assert report.differences(start, rows) == [0.5, 1.5, 2.5]
+
+
+def test_the_page(tmp_path, monkeypatch):
+    curves = {"iteration": [0, 5, 10], "test_bound": [0.0, 1.0, 2.0], "train_bound": [0.0, 1.0, 2.0]}
+    curves["accuracy"] = [0.8, 0.8, 0.7]
+    rows = [line(s, c, 2.0, 0.7, curves=curves) for s in (0, 1) for c in ("bilinear", "concat")]
+    rows[0] |= {"status": "failed", "error": "ValueError: <worst>"}
+    rows[1] |= {"status": "diverged", "diverged_at": 7, "curves": {k: v[:2] for k, v in curves.items()}}
+    results = tmp_path / "lines.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--preset", "quick", "--report-only", "--results", str(results), "--folder", str(tmp_path / "page")]
+    monkeypatch.setattr(sys, "argv", ["tschannen2020", *arguments])
+    everything.main()
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "ValueError: &lt;worst&gt;" in page
+    assert "left the floats at step 7" in page
+    assert "(+ 1 diverged or failed)" in page
+    assert (tmp_path / "page" / "critics.png").stat().st_size > 1000
+
+
+def test_variants():
+    assert conditioning.settings("paper", "code", "mnist", conditioning.BUDGETS["paper"])[0]["independent_noise"]
+    assert not conditioning.settings("paper", "paper", "mnist", conditioning.BUDGETS["paper"])[0]["independent_noise"]
+    (row,) = adversarial.plan("paper", "code", "mnist")
+    assert (row["classifier_lr"], row["encoder_lr"]) == (1e-3, 1e-5)
+    (row,) = adversarial.plan("paper", "paper", "mnist")
+    assert (row["classifier_lr"], row["encoder_lr"]) == (1e-4, 1e-6)
+    assert {row["lr"] for row in critics.EXPERIMENT.plan("paper", "paper", "mnist")} == {1e-4}
+    assert {row["lr"] for row in cifar10.EXPERIMENT.plan("paper", "paper", "cifar10")} == {1e-5}
