@@ -188,7 +188,7 @@ def test_the_fast_probe_reaches_the_minimum():
     model = LogisticRegression(C=probe.C, tol=1e-8, max_iter=1000).fit(train.double().numpy(), labels.numpy())
     peer = torch.from_numpy(np.vstack([model.coef_.T, model.intercept_]))
     assert objective(weights) == pytest.approx(objective(peer), abs=1e-5)
-    saga = LogisticRegression(C=probe.C, solver="saga", tol=0.1).fit(train.numpy(), labels.numpy())
+    saga = LogisticRegression(C=probe.C, solver="saga", tol=0.1, random_state=0).fit(train.numpy(), labels.numpy())
     early = torch.from_numpy(np.vstack([saga.coef_.T, saga.intercept_])).double()
     assert objective(probe.fit(train, labels).double()) <= objective(early)
 

@@ -191,8 +191,9 @@ def _paint(
         values = np.full((len(members), len(longest), *members[0][1].shape[1:]), np.nan)
         for i, (_, curve) in enumerate(members):
             values[i, : len(curve)] = curve
-        mean = np.nanmean(values, 0)
-        spread = np.nanstd(values, 0, ddof=1) if len(members) > 1 else np.zeros_like(mean)
+        count = np.isfinite(values).sum(0)
+        mean = np.nansum(values, 0) / np.where(count > 0, count, np.nan)
+        spread = np.sqrt(np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1))
         if mean.ndim == 1:
             (line,) = ax.plot(longest, mean, label=name or None, marker="." if len(longest) < 30 else None)
             ax.fill_between(longest, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -25,7 +25,7 @@ TRUE = -0.5 * math.log(1 - 0.2**2)
 BATCH = 128
 BUDGETS = {
     "smoke": {"iterations": 20, "lr": 1e-3, "smooth": 2},
-    "quick": {"iterations": 2500, "lr": 1e-3, "smooth": 100},
+    "quick": {"iterations": 5000, "lr": 1e-3, "smooth": 100},
     "paper": {"iterations": 20_000, "lr": 1e-4, "smooth": 100},
 }
 HELD_OUT = 500  # batches after training
