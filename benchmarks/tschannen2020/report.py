@@ -24,6 +24,7 @@ __all__ = ["differences", "figure", "text", "write"]
 Row = dict[str, Any]
 ARM = ("encoder", "critic", "objective", "target", "miner", "sampling", "noise")
 COLUMNS = 3
+LOWEST_NATS = -2.0
 
 
 def text(experiment: Experiment, rows: Sequence[Row]) -> str:
@@ -80,8 +81,13 @@ def _mean(rows: Sequence[Row], key: str) -> str:
     values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
+    spread = f" ± {_short(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{_short(statistics.fmean(values))}{spread}"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Four digits behind the point; an estimate that went astray needs none of them."""
+    return f"{value:{sign}.4f}" if abs(value) < 1e4 else f"{value:{sign}.1e}"
 
 
 def _others(rows: Sequence[Row]) -> str:
@@ -136,11 +142,12 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     table = [["claim", "what", "difference", "95 % interval", "pairs"]]
     for claim in experiment.claims:
         values = differences(claim, rows)
-        mean = f"{statistics.fmean(values):+.4f}" if values else "no pair"
+        mean = _short(statistics.fmean(values), "+") if values else "no pair"
         interval = ""
         if len(values) > 1:
             half = lines.half_width(values)
-            interval = f"{statistics.fmean(values) - half:+.4f} to {statistics.fmean(values) + half:+.4f}"
+            middle = statistics.fmean(values)
+            interval = f"{_short(middle - half, '+')} to {_short(middle + half, '+')}"
         table.append([str(claim.number), claim.text, mean, interval, str(len(values))])
     return table
 
@@ -208,6 +215,9 @@ def _paint(
             ax.axhline(height, color="black", linestyle="--", linewidth=1, label=panel.level[1])
     ax.set(title=panel.title, xlabel="iteration", ylabel=panel.label)
     ax.title.set_fontsize(10)
+    if "nats" in panel.label and ax.get_ylim()[1] > LOWEST_NATS > ax.get_ylim()[0]:
+        # I_NWJ may start anywhere below; what it comes to is what the figure is for.
+        ax.set_ylim(bottom=LOWEST_NATS)
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7)
