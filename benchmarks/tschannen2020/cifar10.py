@@ -10,7 +10,7 @@ from benchmarks.tschannen2020.critics import run
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
 
 BUDGETS: dict[str, dict[str, Any]] = {
-    "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1},
+    "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1, "probe_rows": 128},
     "quick": {"iterations": 1000, "every": 250, "lr": 2e-4},
     "paper": {"iterations": 63_000, "every": 3000, "lr": 1e-5},
 }

@@ -88,7 +88,7 @@ def load(name: str, root: Path | None, *, download: bool = False) -> Halves:
         InputError: where files are missing, with how to get them.
     """
     if name == MADE_UP:
-        train, test = _made_up(1024, seed=0), _made_up(512, seed=1)
+        train, test = _made_up(512, seed=0), _made_up(256, seed=1)
     else:
         data = SOURCES[name](root, download=download)
         train, test = data.train, data.test

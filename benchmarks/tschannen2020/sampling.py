@@ -28,7 +28,7 @@ BUDGETS = {
     "quick": {"iterations": 5000, "lr": 1e-3, "smooth": 100},
     "paper": {"iterations": 20_000, "lr": 1e-4, "smooth": 100},
 }
-HELD_OUT = 500  # batches after training
+HELD_OUT = {"smoke": 5, "quick": 500, "paper": 500}  # batches after training
 
 
 def plan(preset: str, variant: str, data: str) -> list[Config]:
@@ -90,7 +90,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
             tick(step / config["iterations"])
     fresh = torch.Generator().manual_seed(derived_seed(seed, 2))
     with torch.no_grad():
-        judged = [float(estimate(critic(*pairs(config["sampling"], fresh)))) for _ in range(HELD_OUT)]
+        judged = [float(estimate(critic(*pairs(config["sampling"], fresh)))) for _ in range(HELD_OUT[config["preset"]])]
     smooth = gaussian_filter1d(values, config["smooth"], mode="nearest")
     shown = range(0, len(values), max(1, config["iterations"] // 100))
     return {
