@@ -84,7 +84,7 @@ CLAIMS = (
     ),
     *(
         Claim(
-            8,
+            None,
             f"accuracy: mined ({miner}) above unmined",
             "test_accuracy",
             arm("bilinear", "nce", miner),

@@ -148,7 +148,7 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
             half = lines.half_width(values)
             middle = statistics.fmean(values)
             interval = f"{_short(middle - half, '+')} to {_short(middle + half, '+')}"
-        table.append([str(claim.number), claim.text, mean, interval, str(len(values))])
+        table.append([str(claim.number or "beyond"), claim.text, mean, interval, str(len(values))])
     return table
 
 

@@ -69,14 +69,14 @@ class Claim:
     """A difference that the paper asserts the sign of, paired by seed.
 
     Arguments:
-        number: of the claim.
+        number: of the paper's claim; None where it is ours.
         text: what should be positive.
         figure: which figure of the line.
         of: what the configurations of the one side hold.
         versus: those of the other side; or the name of a figure of the same line; or a number.
     """
 
-    number: int
+    number: int | None
     text: str
     figure: str
     of: Config
