@@ -199,7 +199,8 @@ def test_both_probes_agree():
 
 
 def line(seed, critic, bound, accuracy, **more):
-    config = {"critic": critic, "objective": "nwj", "miner": "none", "preset": "quick"}
+    plan = critics.EXPERIMENT.plan("quick", "paper", "mnist")
+    (config,) = (row for row in plan if (row["critic"], row["objective"]) == (critic, "nwj"))
     return {
         "experiment": "critics", "config": config, "seed": seed, "status": "ok", "test_bound": bound,
         "train_bound": bound, "test_accuracy": accuracy, "cpu_seconds": 1.0, "commit": "abc", "format": runs.FORMAT,

@@ -19,7 +19,7 @@ from benchmarks.tschannen2020 import (
     report,
     sampling,
 )
-from benchmarks.tschannen2020.runs import parsed, parser, perform, recorded, results_of
+from benchmarks.tschannen2020.runs import parsed, parser, perform, planned, recorded, results_of
 from contrastive.errors import InputError
 
 MODULES = (baselines, invertible, adversarial, conditioning, critics, architectures, sampling, cifar10)
@@ -35,11 +35,13 @@ def main() -> None:
     try:
         if not options.report_only:
             perform([EXPERIMENTS[name] for name in options.only or EXPERIMENTS], options)
-        rows = [row for row in recorded(results_of(options)) if row["config"]["preset"] == options.preset]
+        # The page is of one plan: runs of other data sets, variants and budgets keep their lines.
+        plans = {name: planned(experiment, options) for name, experiment in EXPERIMENTS.items()}
+        rows = [row for row in recorded(results_of(options)) if row["config"] in plans.get(row["experiment"], [])]
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     if not rows:
-        raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset}")
+        raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset} on {options.data}")
     folder = options.folder or Path("runs") / f"tschannen2020-{options.preset}"
     print(report.write(list(EXPERIMENTS.values()), rows, folder, preset=options.preset))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["differences", "figure", "text", "write"]
 
 Row = dict[str, Any]
-ARM = ("encoder", "critic", "objective", "target", "miner", "sampling", "noise")
+ARM = ("data", "encoder", "critic", "objective", "target", "miner", "sampling", "noise")
 COLUMNS = 3
 LOWEST_NATS = -2.0
 

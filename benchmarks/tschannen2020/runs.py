@@ -30,6 +30,7 @@ __all__ = [
     "parsed",
     "parser",
     "perform",
+    "planned",
     "recorded",
     "results_of",
 ]
@@ -168,7 +169,12 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
     """
     torch.set_num_threads(options.threads)
     path = results_of(options)
-    asked = [run for experiment in experiments for run in _planned(experiment, options)]
+    asked = [
+        Run(experiment, config, seed)
+        for experiment in experiments
+        for seed in range(options.seeds)
+        for config in planned(experiment, options)
+    ]
     there = {_key_of(row) for row in recorded(path)}
     # A missing data set is said before the first run, not after an hour.
     sets = {run.key: _data_of(run, options) for run in asked if run.key not in there}
@@ -192,10 +198,15 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
     return [row for row in recorded(path) if _key_of(row) in keys]
 
 
-def _planned(experiment: Experiment, options: argparse.Namespace) -> list[Run]:
+def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]:
+    """The configurations that are asked for.
+
+    Arguments:
+        experiment: of this folder.
+        options: of `parser`.
+    """
     data = options.data if options.data in experiment.datasets else experiment.datasets[0]
-    plan = experiment.plan(options.preset, options.variant, data)
-    return [Run(experiment, config, seed) for seed in range(options.seeds) for config in plan]
+    return experiment.plan(options.preset, options.variant, data)
 
 
 def _data_of(run: Run, options: argparse.Namespace) -> Halves | None:
