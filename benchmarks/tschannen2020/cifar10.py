@@ -11,11 +11,13 @@ from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1, "probe_rows": 128},
-    "quick": {"iterations": 1000, "every": 250, "lr": 2e-4},
+    "quick": {"iterations": 1000, "every": 500, "lr": 2e-4, "probe_rows": 10_000},
     "paper": {"iterations": 63_000, "every": 3000, "lr": 1e-5},
 }
 # The ConvNet takes ten times as long a step.
-ARCHITECTURES: dict[str, dict[str, Any]] = {"quick": {"iterations": 500, "every": 250, "lr": 5e-4}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "quick": {"iterations": 400, "every": 200, "lr": 5e-4, "bound_batches": 40, "probe_rows": 10_000}
+}
 
 
 def plan(preset: str, variant: str, data: str) -> list[Config]:
