@@ -79,7 +79,7 @@ EXPERIMENT = Experiment(
     "Figures 4a, 4b and 7: at an equal bound, the encoder decides",
     lambda preset, variant, data: settings(preset, variant, data, BUDGETS[preset]),
     run,
-    lambda config: config["iterations"] * (0.1 if config["encoder"] == "convnet" else 0.008) + 15,
+    lambda config: config["iterations"] * (0.17 if config["encoder"] == "convnet" else 0.008) + 8,
     PANELS,
     CLAIMS,
 )
