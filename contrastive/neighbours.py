@@ -4,7 +4,7 @@ Queries come in strips and galleries in blocks, so that memory is bounded beyond
 memory-mapped are read a block at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from contrastive import _faiss
 from contrastive.errors import InputError
+from contrastive.gemm import fast_products
+from contrastive.ranking import in_order, largest_in_order, merged
 
 __all__ = [
     "Backend",
@@ -46,8 +48,8 @@ Backend: TypeAlias = Literal["auto", "torch", "faiss"] | str
 Progress: TypeAlias = Callable[[int, int], None]
 """Is told how many steps of the search are done, and of how many."""
 
-# Elements of a block of scores (32 MB in float32), its widest side, and entries of a ranking held at a time.
-BLOCK = 2**23
+# Elements of a block of scores (16 MB in float32), its widest side, and entries of a ranking held at a time.
+BLOCK = 2**22
 BLOCK_WIDTH = 2**14
 RANKING_BLOCK = 2**22
 # Numbers of a gallery that is prepared once and kept (1 GB in float32), and of a block of a larger one; entries of the
@@ -57,6 +59,7 @@ GALLERY_BLOCK = 2**25
 RANKINGS_HELD = 2**26
 # Rows and columns of which a product has whole multiples; measured with MKL on an AMD processor, in both precisions.
 _WHOLE = (4, 128)
+_ANY_SIZE = 2**62
 # Queries on which an approximate search is compared with the exact one.
 SAMPLE = 1000
 
@@ -289,7 +292,7 @@ class Search:
             for first, end in blocks:
                 for place, part in enumerate(parts):
                     found = self._by_index(part, k) if by_index else self._of_block(part, k, first, end)
-                    best[place] = _merged(best[place], found, k)
+                    best[place] = merged(best[place], found, k)
                     done += 1
                     if self.progress is not None:
                         self.progress(done, total)
@@ -359,7 +362,7 @@ class Search:
                 x, y, min(k, len(y)), self.target.metric, squares, None if own is None else own - first
             )
             scores, ids = of_block if squares is None else _as_distances(x, y, *of_block)
-            best = _merged(best, (scores, ids + first), k)
+            best = merged(best, (scores, ids + first), k)
         assert best is not None
         return best
 
@@ -386,15 +389,6 @@ class Search:
         rows = self.rows[places]
         x = self.target.space(self.queries[rows]) if x is None else x[rows]
         return x, None if self.own is None else self.own[places]
-
-
-def _merged(best: tuple[Tensor, Tensor] | None, found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of two rankings in order, the ids of the first before those of the second."""
-    if best is None:
-        return found
-    values, ids = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], ids.gather(1, order[:, :k])
 
 
 def _leave_out(scores: Tensor, own: Tensor | None, first: int) -> None:
@@ -509,20 +503,31 @@ def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     return x / torch.where(length > 0, length, 1.0)
 
 
-def similarity(x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None) -> Tensor:
+def similarity(
+    x: Tensor, y: Tensor, metric: str, squares: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """Scores of a block up to a term of the row alone: x.y, or 2 x.y - |y|^2 for the distance.
 
     Equal rows must get equal scores wherever they stand and however blocks are cut, or ties are not decided by id. The
-    libraries of matrix products round differently at borders and for a few rows, so these are filled up with zeros.
+    libraries of matrix products round differently at borders and for a few rows, so these are filled up with zeros, and
+    one library multiplies, be there few rows or many.
+
+    Arguments:
+        x: queries.
+        y: items.
+        metric: as in `contrastive.search`.
+        squares: the items' squared lengths, if they are known.
+        out: where the scores may be written; of at least as many numbers, filled-up rows included.
     """
     rows, columns = len(x), len(y)
     squares = y.square().sum(1) if squares is None and metric == "euclidean" else squares
     x, y = _filled_up(x, _WHOLE[0]), _filled_up(y, _WHOLE[1])
-    with torch.autocast(x.device.type, enabled=False):  # it would compute in bfloat16
+    place = None if out is None else out[: len(x) * len(y)].view(len(x), len(y))
+    with torch.autocast(x.device.type, enabled=False), fast_products(x, _ANY_SIZE):  # autocast: in bfloat16
         if metric != "euclidean":
-            return (x @ y.T)[:rows, :columns]
+            return torch.mm(x, y.T, out=place)[:rows, :columns]
         assert squares is not None
-        return torch.addmm(_filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0)[:rows, :columns]
+        return torch.addmm(_filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0, out=place)[:rows, :columns]
 
 
 def _filled_up(x: Tensor, multiple: int) -> Tensor:
@@ -553,25 +558,19 @@ def _torch_top(
     """Exact top-k over blocks of scores; equal scores in the order of ids."""
     width = min(len(y), max(BLOCK_WIDTH, 4 * k))
     height = max(2, BLOCK // width)
-    starts: Iterable[int] = range(0, len(x), height)
-    parts = [
-        _torch_rows(x[i : i + height], y, k, metric, squares, None if own is None else own[i : i + height], width)
-        for i in starts
-    ]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([ids for _, ids in parts])
-
-
-def _torch_rows(
-    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None, width: int
-) -> tuple[Tensor, Tensor]:
-    best: tuple[Tensor, Tensor] | None = None
+    starts = range(0, len(x), height)
+    best: list[tuple[Tensor, Tensor] | None] = [None] * len(starts)
+    # Fresh memory costs as much as half of the product.
+    out = x.new_empty((min(height, len(x)) + _WHOLE[0]) * (width + _WHOLE[1]))
     for first in range(0, len(y), width):
-        block = slice(first, first + width)
-        scores = similarity(x, y[block], metric, None if squares is None else squares[block])
-        _leave_out(scores, own, first)
-        best = with_block(best, scores, first, k)
-    assert best is not None
-    return best
+        z, columns = _filled_up(y[first : first + width], _WHOLE[1]), min(width, len(y) - first)
+        of_z = None if squares is None else _filled_up(squares[first : first + width], _WHOLE[1])
+        for place, i in enumerate(starts):
+            scores = similarity(x[i : i + height], z, metric, of_z, out=out)[:, :columns]
+            _leave_out(scores, None if own is None else own[i : i + height], first)
+            best[place] = with_block(best[place], scores, first, k)
+    found = [part for part in best if part is not None]
+    return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
 
 def with_block(best: tuple[Tensor, Tensor] | None, scores: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
@@ -583,29 +582,9 @@ def with_block(best: tuple[Tensor, Tensor] | None, scores: Tensor, first: int, k
         first: the column of its first.
         k: how many are kept.
     """
-    values, columns = _largest(scores, min(k, scores.shape[1]))
+    values, columns = largest_in_order(scores, min(k, scores.shape[1]))
     columns = columns + first
-    return _merged(best, (values, columns), k)
-
-
-def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns: the larger first, among equals the lower column."""
-    columns = scores.shape[1]
-    values, chosen = scores.topk(min(k + 1, columns), dim=1)
-    if not bool((values[:, 1:] == values[:, :-1]).any()):
-        return values[:, :k], chosen[:, :k]
-    if columns > k:  # `topk` keeps any of those equal to the last: keep the first ones
-        cut = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
-        last = values[cut, k - 1, None]
-        some = scores[cut]
-        equal = some == last
-        above = some > last
-        kept = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-        chosen = chosen[:, :k].clone()
-        chosen[cut] = kept.nonzero()[:, 1].view(len(cut), k)
-    chosen = chosen.sort(dim=1).values
-    values, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
-    return values, chosen.gather(1, order)
+    return merged(best, (values, columns), k)
 
 
 def _faiss_top(
@@ -626,7 +605,7 @@ def _faiss_top(
         values, order = values.sort(dim=1, descending=True, stable=True)
         ids = ids.gather(1, order)
     cut = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1) if values.shape[1] > k else torch.empty(0)
-    values, ids = _in_order(values[:, :k], ids[:, :k])
+    values, ids = in_order(values[:, :k], ids[:, :k])
     if metric == "euclidean":
         values = values + x.square().sum(1, keepdim=True)
     if len(cut):
@@ -635,22 +614,9 @@ def _faiss_top(
     return values, ids
 
 
-def _in_order(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The larger first, among equals the lower id."""
-    before, after = values[:, :-1], values[:, 1:]
-    wrong = ((after > before) | ((after == before) & (ids[:, 1:] < ids[:, :-1]))).any(1).nonzero().squeeze(1)
-    if len(wrong) == 0:
-        return values, ids
-    sorted_ids, order = ids[wrong].sort(dim=1)
-    sorted_values, second = values[wrong].gather(1, order).sort(dim=1, descending=True, stable=True)
-    values, ids = values.clone(), ids.clone()
-    values[wrong], ids[wrong] = sorted_values, sorted_ids.gather(1, second)
-    return values, ids
-
-
 def _as_distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Rankings by 2 x.y - |y|^2 as rankings by the distance, in its order."""
-    return _in_order(_distances(x, y, scores, ids), ids)
+    return in_order(_distances(x, y, scores, ids), ids)
 
 
 def _distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """The k largest entries of every row of scores, and the largest of every column, without ranking the others."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive.scores import eager_on_cpu
 
-__all__ = ["columns_of_largest", "largest", "largest_of_columns"]
+__all__ = ["columns_of_largest", "in_order", "largest", "largest_in_order", "largest_of_columns", "merged"]
 
 # Measured, on one thread. torch finds 32 maxima at once and others one by one; numpy ranks up to 128 numbers in
 # registers, four times as fast as torch, but is worth its call only for more than a few.
@@ -98,3 +100,116 @@ def _ranked(scores: Tensor, k: int) -> Tensor:
     if _FEWEST_TO_PARTITION <= k < columns <= _WIDEST_TO_PARTITION and eager_on_cpu(scores):
         return torch.from_numpy(np.argpartition(scores.detach().numpy(), columns - k, axis=1)[:, columns - k :])
     return scores.topk(k, dim=1, sorted=False).indices
+
+
+# --- in order: the larger first, among equals the lower column --------------------------------------------------------
+
+
+def largest_in_order(
+    scores: Float[Tensor, "rows columns"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """Finds the k largest entries of each row and their columns: the larger first, among equals the lower column.
+
+    On the CPU the k-th largest of the groups' maxima tells what may be left out: what is not below it is little more
+    than k entries, and these alone are sorted.
+
+    Arguments:
+        scores: no NaN.
+        k: how many, at most the number of columns.
+
+    >>> largest_in_order(torch.tensor([[0.1, 0.9, 0.5, 0.9]]), 2)
+    (tensor([[0.9000, 0.9000]]), tensor([[1, 3]]))
+    """
+    return _largest_by_filter(scores, k) or _largest_by_topk(scores, k)
+
+
+def _largest_by_filter(scores: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """None where it does not pay: for few columns, a large k, and where many entries are equal."""
+    rows, columns = scores.shape
+    groups = 4 * _GROUPS
+    while groups < 3 * k:
+        groups *= 2
+    members = columns // groups
+    if members < _FEWEST_MEMBERS or not eager_on_cpu(scores) or not rows:
+        return None
+    maxima = scores[:, : groups * members].reshape(rows, members, groups).amax(1).numpy()
+    maxima.partition(groups - k, axis=1)
+    entries = scores.numpy()
+    kept = entries >= maxima[:, groups - k, None]
+    counts = np.count_nonzero(kept, axis=1)
+    widest = int(counts.max())
+    if widest > 2 * k + 256:
+        return None
+    place = np.flatnonzero(kept)
+    row = np.arange(rows).repeat(counts)
+    column = place - row * columns
+    at = np.arange(len(place)) - (counts.cumsum() - counts).repeat(counts)
+    negated, found = np.full((rows, widest), np.inf, entries.dtype), np.full((rows, widest), columns)
+    negated[row, at], found[row, at] = -entries[row, column], column
+    values, ids = _sorted(negated, found)
+    return values[:, :k], ids[:, :k]
+
+
+def _sorted(negated: NDArray[Any], ids: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    order = negated.argsort(1)
+    values, ids = np.take_along_axis(negated, order, 1), np.take_along_axis(ids, order, 1)
+    return in_order(torch.from_numpy(np.negative(values, out=values)), torch.from_numpy(ids))
+
+
+def _largest_by_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    columns = scores.shape[1]
+    values, chosen = scores.topk(min(k + 1, columns), dim=1)
+    if not bool((values[:, 1:] == values[:, :-1]).any()):
+        return values[:, :k], chosen[:, :k]
+    if columns > k:  # `topk` keeps any of those equal to the last: keep the first ones
+        cut = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)
+        last = values[cut, k - 1, None]
+        some = scores[cut]
+        equal = some == last
+        above = some > last
+        kept = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        chosen = chosen[:, :k].clone()
+        chosen[cut] = kept.nonzero()[:, 1].view(len(cut), k)
+    chosen = chosen.sort(dim=1).values
+    values, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+    return values, chosen.gather(1, order)
+
+
+def in_order(
+    values: Float[Tensor, "rows k"], ids: Int[Tensor, "rows k"]
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """Puts the larger first, among equals the lower id; rows that are in order already cost a look.
+
+    Arguments:
+        values: of each row.
+        ids: what they belong to.
+    """
+    before, after = values[:, :-1], values[:, 1:]
+    wrong = ((after > before) | ((after == before) & (ids[:, 1:] < ids[:, :-1]))).any(1).nonzero().squeeze(1)
+    if len(wrong) == 0:
+        return values, ids
+    sorted_ids, order = ids[wrong].sort(dim=1)
+    sorted_values, second = values[wrong].gather(1, order).sort(dim=1, descending=True, stable=True)
+    values, ids = values.clone(), ids.clone()
+    values[wrong], ids[wrong] = sorted_values, sorted_ids.gather(1, second)
+    return values, ids
+
+
+def merged(
+    best: tuple[Tensor, Tensor] | None, found: tuple[Tensor, Tensor], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k best of two rankings in order, the ids of the first before those of the second.
+
+    Arguments:
+        best: values and ids; None: there is no first.
+        found: likewise.
+        k: how many are kept.
+    """
+    if best is None:
+        return found
+    values, ids = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
+    if eager_on_cpu(values):
+        values, ids = _sorted(values.neg().numpy(), ids.numpy())
+        return values[:, :k], ids[:, :k]
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], ids.gather(1, order[:, :k])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from contrastive.ranking import columns_of_largest, largest, largest_of_columns
+from contrastive.ranking import columns_of_largest, largest, largest_in_order, largest_of_columns, merged
 from miners import hardest, topk
 from tests import references
 from tests.references import INF, close, scores_with_gaps
@@ -83,3 +83,46 @@ def test_the_largest_of_columns(rows):
     ends = torch.zeros(rows, 2)
     ends[0, 0] = ends[-1, 1] = 1.0
     assert largest_of_columns(ends)[1].tolist() == [0, rows - 1]
+
+
+def sorted_by_hand(scores, k):
+    """The larger first, among equals the lower column: a stable sort."""
+    found = scores.sort(dim=1, descending=True, stable=True)
+    return found.values[:, :k], found.indices[:, :k]
+
+
+class TestInOrder:
+    @pytest.mark.parametrize("width", [5, 2047, 2048, 2049, 3000, 5000])
+    def test_are_those_of_a_stable_sort(self, width):
+        near_duplicates = torch.randn(6, width)
+        near_duplicates[:, 7 % width :: 11] = 5.0
+        gaps, _ = scores_with_gaps(6, width, absent=0.97)
+        coarse = torch.randn(6, width).round(decimals=1)
+        equal = torch.zeros(6, width)
+        for scores in (torch.randn(6, width), torch.randn(6, width).double(), near_duplicates, gaps, coarse, equal):
+            for k in {k for k in (1, 2, 10, 100, 170, 171, 400, width - 1, width) if 1 <= k <= width}:
+                values, ids = sorted_by_hand(scores, k)
+                found = largest_in_order(scores, k)
+                assert torch.equal(found[0], values)
+                assert torch.equal(found[1], ids)
+
+    def test_some_columns_of_a_wider_buffer(self):
+        scores = torch.randn(8, 4096)
+        found, expected = largest_in_order(scores[:, :3000], 20), sorted_by_hand(scores[:, :3000], 20)
+        assert torch.equal(found[1], expected[1])
+
+    def test_few_and_no_rows(self):
+        for rows in (0, 1):
+            values, ids = largest_in_order(torch.randn(rows, 3000), 9)
+            assert values.shape == ids.shape == (rows, 9)
+
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_two_rankings_merge_into_that_of_both(self, ties):
+        scores = torch.randn(9, 600)
+        scores = scores.round(decimals=1) if ties else scores
+        first = sorted_by_hand(scores[:, :350], 40)
+        values, ids = sorted_by_hand(scores[:, 350:], 40)
+        found, expected = merged(first, (values, ids + 350), 40), sorted_by_hand(scores, 40)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        assert merged(None, first, 40) is first
