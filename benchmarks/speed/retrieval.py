@@ -5,8 +5,8 @@
 prints the table of `benchmarks/speed/retrieval.json` and writes it. N embeddings of width 128 with labels drawn from
 N / 100 classes, leave one out: recall@1 (which is precision@1), R-precision and MAP@R, hence rankings about 135 deep.
 
-- pytorch-metric-learning's `AccuracyCalculator`, these three metrics, its own search by FAISS; its best setting asks for
-  as many neighbours as the largest class has (``k="max_bin_count"``), and so do we.
+- pytorch-metric-learning's `AccuracyCalculator`, these three metrics, its own search by FAISS; its best setting asks
+  for as many neighbours as the largest class has (``k="max_bin_count"``), and so do we.
 - FAISS' search alone, as deep: no metric.
 - scikit-learn's brute-force neighbours and the metrics by numpy, written for this table.
 - torchmetrics, 1,000 queries against each other, for it takes a score and a query number of every pair.
