@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from contrastive.errors import InputError
@@ -24,7 +24,16 @@ from contrastive.neighbours import (
 )
 from contrastive.relevance import Judged, Labels, Relevance, Relevant, SameLabel, SharedLabels, label_ids, several
 
-__all__ = ["DEFAULT_KS", "DEFAULT_METRICS", "METRICS", "Assessment", "RetrievalResult", "fitting_ks", "result_of"]
+__all__ = [
+    "DEFAULT_KS",
+    "DEFAULT_METRICS",
+    "METRICS",
+    "Assessment",
+    "RetrievalResult",
+    "fitting_ks",
+    "metric_names",
+    "result_of",
+]
 
 DEFAULT_KS: Sequence[int] = (1, 5, 10, 100)
 DEFAULT_METRICS = ("recall", "precision@1", "r_precision", "map@r")
@@ -142,7 +151,7 @@ class Assessment:
         self.count, self.kept = len(x), self.relevance.total.nonzero().squeeze(1)
         if len(self.kept) == 0:
             raise InputError(f"{function}: no query has a relevant item ({self._reason(relevant)})")
-        self.names, self.dropped = _names(function, metrics, ks, len(y) - self.alone)
+        self.names, self.dropped = metric_names(function, metrics, ks, len(y) - self.alone)
         if self.classes is None and any(name.startswith("knn@") for name in self.names):
             raise InputError(f"{function}: metrics hold 'knn', expected one label a row to vote with")
         self.relevant = self.relevance.total[self.kept]
@@ -182,6 +191,24 @@ class Assessment:
         asked = min(self.depth + 1, len(run.target) - self.alone)
         for part, ids, scores in run.rankings(asked):
             yield self._values(run, part, ids, scores)
+
+    def neighbours(
+        self, places: Int64[Tensor, " some"], k: int, *, on_progress: Progress | None = None
+    ) -> tuple[Int64[Tensor, "some k"], Float[Tensor, "some k"], Bool[Tensor, "some k"]]:
+        """What some of the queries find, for those who want to see it: ids, scores, and which are relevant.
+
+        Arguments:
+            places: of these among the queries that count.
+            k: how many items each; fewer where the gallery is smaller.
+            on_progress: as in `contrastive.search`.
+        """
+        run = self.search.only(places, on_progress)
+        k = min(k, len(run.target) - self.alone)
+        parts = [
+            (ids, scores, (self._gains(run.rows[part], ids) > 0) & (ids >= 0)) for part, ids, scores in run.rankings(k)
+        ]
+        ids, scores, relevant = (torch.cat(column) for column in zip(*parts, strict=True))
+        return ids, scores, relevant
 
     def everything_is_relevant(self) -> bool:
         """Whether any ranking at all would read 1: all items have one label."""
@@ -363,8 +390,20 @@ def fitting_ks(function: str, ks: Sequence[int], largest: int) -> tuple[tuple[in
     return tuple(k for k in unique if k <= largest), tuple(k for k in unique if k > largest)
 
 
-def _names(function: str, metrics: Sequence[str], ks: Sequence[int], largest: int) -> tuple[list[str], tuple[int, ...]]:
-    """The full name of each metric, and the default k that the gallery is too small for."""
+def metric_names(
+    function: str, metrics: Sequence[str], ks: Sequence[int], largest: int
+) -> tuple[list[str], tuple[int, ...]]:
+    """The full name of each metric, and the default k that the gallery is too small for.
+
+    Arguments:
+        function: name of the caller, for messages.
+        metrics: as in `contrastive.evaluate_retrieval`.
+        ks: of those without a k of their own.
+        largest: how many items a query can find.
+
+    Raises:
+        InputError: for a name that is no metric, or a k that was passed and is beyond.
+    """
     at_k = [name for name in metrics if name in _AT_K]
     fitting, dropped = fitting_ks(function, ks, largest) if at_k else ((), ())
     names: list[str] = []

@@ -264,6 +264,18 @@ class Search:
         rest.own = None if self.own is None else self.own[skip:]
         return rest
 
+    def only(self, places: Int64[Tensor, " some"], progress: Progress | None = None) -> "Search":
+        """The same search of some of the queries.
+
+        Arguments:
+            places: of these among the queries to run.
+            progress: is told how far it is.
+        """
+        some = copy(self)
+        some.rows, some.progress = self.rows[places], progress
+        some.own = None if self.own is None else self.own[places]
+        return some
+
     def strip(self, part: slice) -> Tensor:
         """Prepared queries."""
         rows = self.rows[part]

@@ -20,7 +20,7 @@ from contrastive.errors import InputError
 if TYPE_CHECKING:  # decoders and data sets are imported where they are used: importing this module stays cheap
     from PIL import Image
 
-__all__ = ["as_utf8", "damaged", "decode_files", "decode_zip", "find_images", "printable", "reason_of"]
+__all__ = ["as_utf8", "damaged", "decode_files", "decode_zip", "files_below", "find_images", "printable", "reason_of"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -113,6 +113,17 @@ def find_images(name: str, root: Path) -> tuple[_Found, _Found | None]:
             return train, test
     with_classes, without = ("train", tests[0].name) if labelled else (tests[0].name, "train")
     raise InputError(f"{name}: {with_classes} has class folders and {without} has none; give both the same layout")
+
+
+def files_below(name: str, root: Path) -> list[Path]:
+    """Every image file in a folder and its subfolders, sorted by path; what is hidden is left out."""
+    if not root.is_dir():
+        what = "is a file, expected a folder of images" if root.exists() else "does not exist"
+        raise InputError(f"{name}: {printable(str(root))} {what}")
+    try:
+        return _below(root)
+    except OSError as error:
+        raise InputError(f"{name}: {printable(str(root))} cannot be read: {reason_of(error)}") from error
 
 
 def _contents(name: str, folder: Path) -> _Found:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive.errors import InputError
 
-__all__ = ["read", "read_labels", "read_relevant"]
+__all__ = ["read", "read_labels", "read_names", "read_relevant"]
 
 Labels = Tensor | list[str] | list[list[str]] | list[list[int]]
 
@@ -76,6 +76,42 @@ def read_labels(path: Path) -> Labels:
     if found is None:
         raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected an array 'labels'")
     return _checked_labels(path, found)
+
+
+def read_names(path: Path, *, within: bool = False) -> list[str] | None:
+    """Reads what rows are called, such as the files they are of.
+
+    One a line of a text file (.txt, .csv without header); or the strings ``names`` of a file of arrays, also called
+    ``name``, ``paths``, ``path``, ``files`` or ``file``. A name with a line break needs such a file.
+
+    Arguments:
+        path: of the file.
+        within: the file is one of embeddings, and need not hold names.
+
+    Returns:
+        The names; None where a file of embeddings holds none.
+
+    Raises:
+        InputError: for a file that cannot be read or, unless `within`, holds no names.
+    """
+    if path.suffix in (".txt", ".csv"):
+        try:
+            # Not splitlines(), which breaks at characters that file names may hold.
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    if within and path.suffix not in (".npz", ".parquet", ".pt"):  # the others hold numbers only
+        return None
+    arrays = _arrays(path, mapped=True)
+    named = [arrays[key] for key in ("names", "name", "paths", "path", "files", "file") if key in arrays]
+    named = named or ([arrays[""]] if "" in arrays else [])
+    for found in named:
+        if isinstance(found, list) and all(isinstance(word, str) for word in found):
+            return found
+    if within:
+        return None
+    raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}: expected strings 'names', one a row")
 
 
 def read_relevant(path: Path) -> list[dict[int, float]]:

@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from contrastive import runs, tables, vectors
-from contrastive.assessment import DEFAULT_METRICS, METRICS, Assessment, RetrievalResult
-from contrastive.cli import parts
+from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, METRICS, Assessment, RetrievalResult, metric_names
+from contrastive.cli import page, parts
 from contrastive.cli.configuration import read_options
 from contrastive.cli.names import Setup, set_up
 from contrastive.cli.progress import progress_bar
@@ -79,6 +79,31 @@ def _add_options(parser: ArgumentParser) -> None:
     add("--progress", type=bool | None, default=None, help="whether to show progress (default: on a terminal)")
     add("--data-root", type=str | None, default=None, help="for a run: where its data lie now")
     add("--json", type=str | None, default=None, metavar="FILE", help="write the figures as JSON as well")
+    add(
+        "--report",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="write a page as well: worst queries first, their neighbours, which class is taken for which",
+    )
+    add("--report-queries", type=int, default=1000, metavar="N", help="how many queries the page lists (default: 1000)")
+    add(
+        "--images",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="images of the rows for the page: by name (--names), or as many as rows, in the order of their paths",
+    )
+    add(
+        "--names",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="what the rows are called in the page, their paths in --images: one a line; default: 'names' within the "
+        "file of embeddings",
+    )
+    add("--gallery-images", type=str | None, default=None, metavar="DIR", help="likewise of the gallery's rows")
+    add("--gallery-names", type=str | None, default=None, metavar="FILE", help="likewise of the gallery's rows")
 
 
 def evaluate(words: list[str]) -> None:
@@ -99,8 +124,10 @@ def evaluate(words: list[str]) -> None:
     )
     target, ks = Path(options["target"]), _ks(options["k"])
     metrics = None if options["metrics"] is None else tuple(word for word in options["metrics"].split(",") if word)
-    if options["json"] is not None and not Path(options["json"]).parent.is_dir():  # before hours of searching
-        raise InputError(f"--json: {options['json']} cannot be written: {Path(options['json']).parent} is no folder")
+    for name in ("json", "report"):  # before hours of searching
+        if options[name] is not None and not Path(options[name]).parent.is_dir():
+            raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
+    page.check(options)
     if target.is_dir():
         only_files = [name for name in _OF_FILES if options[name] is not None]
         if only_files or options["resume"] != "never":
@@ -140,6 +167,8 @@ def _evaluate_run(
         raise InputError(f"{folder} was trained on other images: its encoder.json does not fit the data found now")
     load_weights(folder, encoder=setup.encoder, projector=setup.projector, critic=setup.critic)
     measured = measure(config, setup, ks=ks, metrics=metrics, loud=_shown(options))
+    if options["report"] is not None:
+        page.write_of_run(options, setup.data, measured, ks=ks)
     tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
     return {**measured.figures, "intervals": measured.intervals, "bound": measured.bound, "notes": measured.notes}
 
@@ -162,15 +191,26 @@ def _evaluate_file(
         relevant, labels, gallery_labels = vectors.read_relevant(Path(options["relevant"])), None, None
     matched = relevant is None and gallery is not None and labels is None and gallery_labels is None
     chosen: dict[str, Any] = {"metric": options["metric"] or "cosine"} | ({} if ks is None else {"ks": ks})
-    if matched and gallery is not None:
-        if metrics is not None:
-            raise InputError("--metrics needs labels or --relevant: without, rows are matched and recall@k is measured")
-        # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
+    items = page.items(options, (embeddings, labels), None if gallery is None else (gallery, gallery_labels))
+    if matched and metrics is not None:
+        raise InputError("--metrics needs labels or --relevant: without, rows are matched and recall@k is measured")
+    # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
+    if matched and gallery is not None and options["report"] is None:
         result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | chosen))
     else:
+        if matched and gallery is not None:  # the same by lists, which say who was found as well
+            if len(gallery) < len(embeddings):
+                raise InputError(
+                    f"{file} holds {len(embeddings)} rows and {options['gallery']} {len(gallery)}, "
+                    "expected at least one row per query"
+                )
+            relevant, metrics = [{row: 1.0} for row in range(len(embeddings))], ("recall",)
+            chosen = {"ks": (1, 5, 10)} | chosen
         if relevant is None and (labels is None or (gallery is not None and gallery_labels is None)):
             without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
             raise InputError(f"{without} holds no labels: pass {option} FILE")
+        asked = DEFAULT_METRICS if metrics is None else metrics
+        largest = len(embeddings) - 1 if gallery is None else len(gallery)
         assessment = Assessment(
             "kpair evaluate",
             embeddings,
@@ -178,18 +218,22 @@ def _evaluate_file(
             gallery=gallery,
             gallery_labels=gallery_labels,
             relevant=relevant,
-            metrics=DEFAULT_METRICS if metrics is None else metrics,
+            metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),
             backend=options["backend"] or "auto",
             nprobe=options["nprobe"],
             **chosen,
         )
         if relevant is None and assessment.everything_is_relevant():
             raise InputError(f"{file}: all labels are the same: every item is relevant, and nothing is measured")
-        result = assessment.result(_parts(assessment, options))
+        whole = assessment.result(_parts(assessment, options))
+        names, _ = metric_names("kpair evaluate", asked, chosen.get("ks", DEFAULT_KS), largest)
+        result = _only(whole, names)
     figures = dict(result.mean)
     if metrics is None:
         figures |= _further(embeddings, labels, gallery, gallery_labels)
     notes = _notes(result, options)
+    if options["report"] is not None:
+        page.write(options, assessment, whole, items, figures=figures, notes=notes, loud=_shown(options))
     tables.print_figures(
         figures, result.interval, notes, class_intervals=result.class_interval, index_recall=result.index_recall
     )
@@ -205,6 +249,17 @@ def _evaluate_file(
     }
 
 
+def _only(result: RetrievalResult, names: Sequence[str]) -> RetrievalResult:
+    """What was asked for, without what the page needs beside it."""
+    return replace(
+        result,
+        mean={name: result.mean[name] for name in names},
+        per_query={name: result.per_query[name] for name in names},
+        interval={name: result.interval[name] for name in names},
+        class_interval={name: ends for name, ends in result.class_interval.items() if name in names},
+    )
+
+
 def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
     """The values of all queries, from the parts that are there if an evaluation is resumed."""
     with progress_bar("searching", shown=_shown(options)) as show:
@@ -216,6 +271,8 @@ def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[
         names = ("k", "metrics", "metric", "backend", "nprobe")
         files = ("target", "labels", "gallery", "gallery_labels", "relevant")
         fingerprint = {name: options[name] for name in names}
+        if options["report"] is not None:
+            fingerprint["report"] = True  # its metrics are in the parts as well
         fingerprint |= {name: None if options[name] is None else parts.digest(Path(options[name])) for name in files}
         yield from parts.resumed(
             Path(options["json"]), fingerprint, lambda skip: assessment.parts(skip=skip, on_progress=show)
@@ -314,7 +371,10 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
     }
 
 
-_OF_FILES = ("labels", "gallery", "gallery_labels", "relevant", "metric", "backend")
+_OF_FILES = (
+    *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend"),
+    *("images", "names", "gallery_images", "gallery_names"),
+)
 _UNIFORMITY = 50_000  # rows beyond which all pairs would take longer than the search
 
 
