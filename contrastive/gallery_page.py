@@ -326,7 +326,7 @@ def _confusion(
 
 
 _WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 408, 12, 206
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 398, 12, 206
 
 
 def _across(share: float) -> float:
@@ -353,7 +353,7 @@ def _curve(result: RetrievalResult) -> dict[str, Any]:
         return _up((value - lowest) / (1 - lowest))
 
     xs = [_across(math.log(k) / widest) for k, _ in points]
-    step = 0.1 if lowest >= 0.5 else 0.2
+    step = 0.02 if lowest >= 0.9 else 0.1 if lowest >= 0.5 else 0.2
     ticks = [1 - step * i for i in range(int((1 - lowest) / step + 1e-6) + 1)]
     return {
         "line": " ".join(f"{x},{y(v[0])}" for x, (_, v) in zip(xs, points, strict=True)),
@@ -407,10 +407,10 @@ def _histograms(scores: Float[Tensor, "q k"], right: Bool[Tensor, "q k"], metric
 
 
 def _stairs(heights: Sequence[float]) -> str:
-    points = [f"{_across(0)},{_up(0)}"]
+    points = [f"{_across(0.0)},{_up(0.0)}"]
     for i, height in enumerate(heights):
         points += [f"{_across(i / len(heights))},{_up(height)}", f"{_across((i + 1) / len(heights))},{_up(height)}"]
-    return " ".join([*points, f"{_across(1)},{_up(0)}"])
+    return " ".join([*points, f"{_across(1.0)},{_up(0.0)}"])
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def of_files(
     for first in range(0, len(there), _CHUNK):
         part = there[first : first + _CHUNK]
         if spent >= limit:
-            left_out = len(there) - first
+            left_out += len(there) - first
             break
         images, failures = decode_files("thumbnails", [file for i in part if (file := files[i]) is not None], side)
         broken += len(failures)

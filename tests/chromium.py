@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,9 +135,20 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def visit(
-        self, page: Path, *, width: int, height: int = 900, dark: bool = False, media: str = "screen", script: str = ""
+        self,
+        page: Path,
+        *,
+        width: int,
+        height: int = 900,
+        dark: bool = False,
+        media: str = "screen",
+        script: str = "",
+        actions: Sequence[tuple[str, str]] = (),
     ) -> Visit:
-        """Opens a file in a viewport of that width, runs `script` in it, measures and takes a picture."""
+        """Opens a file in a viewport of that width, runs `script` in it, acts, measures and takes a picture.
+
+        An action is ("click", selector), ("key", name) or ("run", script); mouse and keys are the browser's own events.
+        """
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._events.clear()
@@ -157,6 +169,11 @@ class Browser:
         call("Runtime.evaluate", expression=wait, awaitPromise=True)
         if script:
             call("Runtime.evaluate", expression=script)
+        if actions:
+            call("Page.bringToFront")
+            call("Emulation.setFocusEmulationEnabled", enabled=True)
+        for kind, what in actions:
+            _act(call, kind, what)
         found = call("Runtime.evaluate", expression=_MEASURE, returnByValue=True)["result"]["value"]
         clip = {"x": 0, "y": 0, "width": width, "height": found["height"], "scale": 1}
         picture = call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
@@ -200,6 +217,29 @@ class Browser:
             self._waiting += chunk
         message, _, self._waiting = self._waiting.partition(b"\0")
         return json.loads(message)
+
+
+_KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
+def _act(call: Callable[..., dict], kind: str, what: str) -> None:
+    if kind == "run":
+        call("Runtime.evaluate", expression=what)
+    elif kind == "key":
+        text = {"Enter": "\r", " ": " "}.get(what)
+        key = {"key": what, "code": "Space" if what == " " else what, "windowsVirtualKeyCode": _KEYS[what]}
+        call("Input.dispatchKeyEvent", type="keyDown", **key, **({} if text is None else {"text": text}))
+        call("Input.dispatchKeyEvent", type="keyUp", **key)
+    else:
+        find = f"""(() => {{
+          const element = document.querySelector({json.dumps(what)});
+          element.scrollIntoView({{block: 'center'}});
+          const box = element.getBoundingClientRect();
+          return [box.left + box.width / 2, box.top + box.height / 2];
+        }})()"""
+        x, y = call("Runtime.evaluate", expression=find, returnByValue=True)["result"]["value"]
+        for step in ("mousePressed", "mouseReleased"):
+            call("Input.dispatchMouseEvent", type=step, x=x, y=y, button="left", clickCount=1)
 
 
 def _messages(events: list[dict]) -> list[str]:

@@ -189,6 +189,7 @@ def _evaluate_file(
     relevant = None
     if options["relevant"] is not None:
         relevant, labels, gallery_labels = vectors.read_relevant(Path(options["relevant"])), None, None
+    asked: Sequence[str] = DEFAULT_METRICS if metrics is None else metrics
     matched = relevant is None and gallery is not None and labels is None and gallery_labels is None
     chosen: dict[str, Any] = {"metric": options["metric"] or "cosine"} | ({} if ks is None else {"ks": ks})
     items = page.items(options, (embeddings, labels), None if gallery is None else (gallery, gallery_labels))
@@ -204,12 +205,11 @@ def _evaluate_file(
                     f"{file} holds {len(embeddings)} rows and {options['gallery']} {len(gallery)}, "
                     "expected at least one row per query"
                 )
-            relevant, metrics = [{row: 1.0} for row in range(len(embeddings))], ("recall",)
+            relevant, asked = [{row: 1.0} for row in range(len(embeddings))], ("recall",)
             chosen = {"ks": (1, 5, 10)} | chosen
         if relevant is None and (labels is None or (gallery is not None and gallery_labels is None)):
             without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
             raise InputError(f"{without} holds no labels: pass {option} FILE")
-        asked = DEFAULT_METRICS if metrics is None else metrics
         largest = len(embeddings) - 1 if gallery is None else len(gallery)
         assessment = Assessment(
             "kpair evaluate",

@@ -18,7 +18,7 @@
   };
   const labelOf = item => (data.label[item] < 0 ? null : data.labels[data.label[item]]);
   const nameOf = item => data.name[item] ?? "row " + data.row[item];
-  const minus = number => String(number).replace("-", "\u2212");
+  const digits = score => (Math.abs(score) < 10 ? score.toFixed(3) : String(score)).replace("-", "\u2212");
 
   // A numeric collation puts class 10 behind class 9.
   const collator = new Intl.Collator("en", { numeric: true });
@@ -70,7 +70,7 @@
     mark.setAttribute("aria-hidden", "true");
     frame.append(mark);
     element.append(frame);
-    const head = make("p", "score", minus(score));
+    const head = make("p", "score", digits(score));
     head.prepend(make("span", "hidden", "Neighbour " + (place + 1) + ", " + (right ? "right" : "wrong") + ", score "));
     element.append(head);
     if (label !== null) element.append(isolated("p", "label", label));
