@@ -5,6 +5,7 @@ A name is a word somebody else wrote: one that is absolute or holds ``..`` is no
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -152,7 +153,9 @@ def _is_file(path: Path) -> bool:
 
 def _side(files: Sequence[Path | None]) -> int:
     """No larger than the images are: small ones are shown pixel by pixel and take fewer bytes."""
-    return min(SIDE, max(_short_sides(files), default=SIDE))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that are strange and can be read
+        return min(SIDE, max(_short_sides(files), default=SIDE))
 
 
 def _short_sides(files: Sequence[Path | None]) -> Iterator[int]:

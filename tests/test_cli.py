@@ -72,8 +72,11 @@ def test_the_encoder_in_one_line(run):
 
 
 def test_evaluate_a_run_again(run, tmp_path):
-    done = kpair("evaluate", run, "--json", "again.json", cwd=tmp_path, check=0)
+    done = kpair("evaluate", run, "--json", "again.json", "--report", "page.html", cwd=tmp_path, check=0)
     assert "recall@1" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "instance_recall@1" in page
+    assert page.count("data:image/png;base64,") == 60  # the test images of 300
     metrics, again = json.loads((run / "metrics.json").read_text()), json.loads((tmp_path / "again.json").read_text())
     assert again["encoder"] == metrics["encoder"]
     assert again["pixels"] == metrics["pixels"]

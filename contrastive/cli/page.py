@@ -1,8 +1,9 @@
 """``kpair evaluate --report``: what the command line says about the page of a retrieval."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
@@ -146,6 +147,7 @@ def write_of_run(
         ks=DEFAULT_KS if ks is None else ks,
     )
     result = assessment.result(assessment.parts())
+    result = replace(result, interval=result.interval | measured.intervals)
     figures = {name: value for name, value in measured.figures["encoder"].items() if value is not None}
     words = [data.classes[i] for i in labels.tolist()]
     sides = Items(labels=words, images=data.test.images), None
@@ -170,11 +172,29 @@ def _items(options: Mapping[str, Any], side: str, file: Path, rows: _Side) -> It
     return Items(labels=_words(labels), names=names, files=files)
 
 
-def _words(labels: vectors.Labels | None) -> list[str] | None:
-    if labels is None:
-        return None
-    if isinstance(labels, Tensor):
-        if labels.ndim == 2:
-            return [", ".join(str(i) for i in row.nonzero().flatten().tolist()) for row in labels]
-        return [str(label) for label in labels.tolist()]
-    return [label if isinstance(label, str) else ", ".join(map(str, label)) for label in labels]
+def _words(labels: vectors.Labels | None) -> Sequence[str] | None:
+    return None if labels is None else _Words(labels)
+
+
+class _Words(Sequence[str]):
+    """Labels as text, one at a time: a page looks at few of millions."""
+
+    def __init__(self, labels: vectors.Labels) -> None:
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        label = self._labels[row]
+        if isinstance(label, Tensor):  # one number, or 0 and 1 for each label there is
+            return str(int(label)) if label.ndim == 0 else ", ".join(map(str, label.nonzero().flatten().tolist()))
+        return label if isinstance(label, str) else ", ".join(map(str, label))
