@@ -76,7 +76,7 @@ def test_evaluate_a_run_again(run, tmp_path):
     assert "recall@1" in done.stdout
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "instance_recall@1" in page
-    assert page.count("data:image/png;base64,") == 60  # the test images of 300
+    assert page.count("data:image/png;base64,") == 360  # all test images
     metrics, again = json.loads((run / "metrics.json").read_text()), json.loads((tmp_path / "again.json").read_text())
     assert again["encoder"] == metrics["encoder"]
     assert again["pixels"] == metrics["pixels"]

@@ -326,7 +326,8 @@ def test_every_kind_of_evaluation_has_a_page(x, capsys, tmp_path, kind):
     source = (tmp_path / "page.html").read_text()
     data = data_of(source)
     assert len(data["queries"]) == {"lists": 2, "one item": 10}.get(kind, 60)
-    assert all(near for *_, near in data["queries"])
+    if kind != "approximate":  # such an index may find nothing
+        assert all(near for *_, near in data["queries"])
     assert ('id="classes"' in source) == (kind not in ("several labels", "lists"))
     if kind == "several labels":
         assert set(data["labels"]) == {"0", "1", "2", "3", "4", "5"}

@@ -110,7 +110,7 @@
     near.setAttribute("role", "cell");
     const list = make("ol", "strip");
     list.append(...query[NEAR].map(tile));
-    near.append(list);
+    near.append(query[NEAR].length ? list : make("p", "score", "nothing found")); // by an approximate index
     row.append(near);
     return row;
   };
