@@ -396,7 +396,7 @@ def _histograms(scores: Float[Tensor, "q k"], right: Bool[Tensor, "q k"], metric
                 "right": _stairs([share / top for share in shares[0]]) if bool(hit.any()) else None,
                 "wrong": _stairs([share / top for share in shares[1]]) if not bool(hit.all()) else None,
                 "across": [(_across(i / 4), _decimal(low + (high - low) * i / 4)) for i in range(5)],
-                "up": [(_up(i / 2), f"{100 * top * i / 2:.3g}") for i in range(3)],
+                "up": [(_up(i / 2), f"{100 * top * i / 2:.1f}".removesuffix(".0")) for i in range(3)],
                 "says": "; ".join(says) + ".",
                 "unit": _SCORES[metric],
             }
