@@ -7,7 +7,6 @@ FAISS is detected by importing it and trying it, never by the name of a distribu
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -28,7 +27,6 @@ __all__ = [
     "gpu_count",
     "is_factory",
     "knn",
-    "safe_by_default",
     "search",
     "set_nprobe",
     "threads",
@@ -66,11 +64,6 @@ def _guard_children(faiss: Any) -> None:
 def available() -> bool:
     """Whether FAISS can be imported and answers a search correctly."""
     return _module() is not None
-
-
-def safe_by_default() -> bool:
-    """Whether ``backend="auto"`` may choose FAISS: on macOS torch and FAISS each bring a libomp, which may crash."""
-    return sys.platform != "darwin" and available()
 
 
 def gpu_count() -> int:
