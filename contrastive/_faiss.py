@@ -7,6 +7,7 @@ FAISS is detected by importing it and trying it, never by the name of a distribu
 
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +28,7 @@ __all__ = [
     "gpu_count",
     "is_factory",
     "knn",
+    "safe_by_default",
     "search",
     "set_nprobe",
     "threads",
@@ -64,6 +66,11 @@ def _guard_children(faiss: Any) -> None:
 def available() -> bool:
     """Whether FAISS can be imported and answers a search correctly."""
     return _module() is not None
+
+
+def safe_by_default() -> bool:
+    """Whether ``backend="auto"`` may choose FAISS: on macOS torch and FAISS each bring a libomp, which may crash."""
+    return sys.platform != "darwin" and available()
 
 
 def gpu_count() -> int:

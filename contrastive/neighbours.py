@@ -551,7 +551,7 @@ def _filled_up(x: Tensor, multiple: int) -> Tensor:
 def _chosen(function: str, x: Tensor, backend: str) -> tuple[bool, str | None]:
     """Whether FAISS searches exactly, and the description of an index if one is to search approximately."""
     if backend == "auto":
-        return x.device.type == "cpu" and x.dtype == torch.float32 and _faiss.gpu_count() > 0, None
+        return x.device.type == "cpu" and x.dtype == torch.float32 and _faiss.safe_by_default(), None
     if backend == "torch":
         return False, None
     if backend != "faiss" and not _faiss.is_factory(backend):

@@ -79,7 +79,7 @@ def _faiss_facts() -> dict[str, Any]:
     }
     if facts["usable"]:
         facts |= _faiss.flavour()
-    facts["auto chooses"] = "faiss" if _faiss.gpu_count() > 0 else "torch"
+    facts["auto chooses"] = "faiss" if _faiss.safe_by_default() else "torch"
     return facts
 
 
