@@ -238,7 +238,7 @@ class _Run:
                 self.diverged = step
                 return
             optimizer.zero_grad()
-            (-objective).backward()  # type: ignore[no-untyped-call]
+            (-objective).backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
             if len(validation[0]) and (step % every == 0 or step == steps):
                 value = _mean_and_half_width(self.values(validation, by=self.judge))[0]
@@ -286,7 +286,7 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
 
 def _mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     """The mean and half the width of its 95 % t-interval; infinite for a single value."""
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats  # type: ignore[import-untyped]  # it ships no types; scikit-learn brings it
 
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return (math.fsum(values) / len(values) if all(map(math.isfinite, values)) else min(values)), math.inf

@@ -355,6 +355,7 @@ def _indicators(function: str, sets: Sequence[tuple[str, Labels | None]]) -> lis
                     "expected a matrix [rows, labels] of 0 and 1"
                 )
         return [matrix.float() for matrix in found]
+    # Collections, for matrices have returned: mypy does not see that.
     rows: list[list[list[Any]]] = [[list(row) for row in labels or ()] for _, labels in sets]  # type: ignore[arg-type]
     words = {word for of_set in rows for row in of_set for word in row}
     if len({isinstance(word, str) for word in words}) > 1:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.mining import __main__ as benchmark
+from benchmarks.mining import training
 from benchmarks.mining.arms import ARMS
 from benchmarks.mining.training import Task, run
-from contrastive.data import ImageSplit
+from contrastive.data import ImageData, ImageSplit
 
 
 def made_up(by_class: bool) -> Task:
@@ -32,6 +33,19 @@ def test_every_arm_trains(name):
     figures = run(made_up(True), ARMS[name], 0.1, seed=0)
     assert 0 <= figures["recall@1"] <= 1
     assert figures["test_bound"] <= figures["bound_cap"]
+
+
+def test_tuning_leaves_the_test_images_aside(monkeypatch):
+    numbers = torch.arange(20_000)
+    images = torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8).view(-1, 1, 1, 2)
+    data = ImageData("numbered", ImageSplit(images, numbers), ImageSplit(images[:7], numbers[:7]), ())
+    monkeypatch.setattr(training, "fashion_mnist", lambda root: data)
+    tune, report = (training.load("fashion-mnist", split, None, 12_000) for split in ("tune", "test"))
+    assert torch.equal(tune.train.labels, report.train.labels)
+    assert len(tune.train) == 12_000
+    assert len(tune.test) == training.HELD_OUT
+    assert not set(tune.train.labels.tolist()) & set(tune.test.labels.tolist())
+    assert report.test is data.test
 
 
 def test_paired_seeds_share_weights_batches_and_views():

@@ -2,7 +2,7 @@
 
     OPENBLAS_CORETYPE=SkylakeX python -m benchmarks.speed.retrieval --threads 1
 
-prints the table of `benchmarks/speed/retrieval.json` and writes it. N embeddings of width 128 with labels drawn from
+prints its table and writes it to `benchmarks/speed/retrieval.json`. N embeddings of width 128 with labels drawn from
 N / 100 classes, leave one out: recall@1 (which is precision@1), R-precision and MAP@R, hence rankings about 135 deep.
 
 - pytorch-metric-learning's `AccuracyCalculator`, these three metrics, its own search by FAISS; its best setting asks
@@ -17,7 +17,6 @@ processor can do, or both are slow. Needs the extra `bench`.
 
 import argparse
 import os
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -216,8 +215,7 @@ def main() -> None:
             with_memory = not options.no_memory and n >= SMALLEST_MEASURED
             for row in measured(work, n, seconds=options.seconds, with_memory=with_memory):
                 rows.append(row)
-                ratio = statistics.fmean([row.ratio]) if row.ratio is not None else float("nan")
-                print(f"{row.work}: {row.ours} beside {row.peer}: {ratio:.2f}", flush=True)
+                print(f"{row.work}: {row.ours} beside {row.peer}: {row.ratio:.2f}", flush=True)
             write(rows, options.json, about)
     show(rows, f"retrieval, d = {WIDTH}, {PER_CLASS} of a class, {options.threads} threads")
 
