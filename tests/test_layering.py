@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "files"},
     {"scores", "pictures"},
     {"rows", "factors", "gemm", "ranking"},
-    {"objectives", "relatives", "critics", "lists", "_tiles"},
+    {"objectives", "relatives", "critics", "lists", "_tiles", "priors"},
     {"_strips", "estimators", "arguments"},
     {"_streaming"},
     {"tiled"},
