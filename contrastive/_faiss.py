@@ -146,6 +146,7 @@ def is_factory(text: str) -> bool:
 
 def build(
     function: str,
+    sample: Float32[np.ndarray, "sample dim"],
     blocks: Iterable[Float32[np.ndarray, "rows dim"]],
     factory: str,
     *,
@@ -156,7 +157,8 @@ def build(
 
     Arguments:
         function: name of the caller, for messages.
-        blocks: finite rows; it is trained on the first block.
+        sample: finite rows of all parts of the gallery, on which it is trained.
+        blocks: all rows of the gallery, in order.
         factory: FAISS's description of an index, such as ``"IVF4096,Flat"``.
         inner_product: by largest inner product; otherwise by smallest squared distance.
         nprobe: how many lists of an inverted file are searched; other indexes have none.
@@ -172,13 +174,11 @@ def build(
         raise InputError(
             f"{function}: index {factory!r} needs FAISS, which is not installed: pip install 'kpair[faiss]'"
         )
-    index = None
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
     try:
+        index = faiss.index_factory(sample.shape[1], factory, metric)
+        index.train(sample)
         for rows in blocks:
-            if index is None:
-                metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-                index = faiss.index_factory(rows.shape[1], factory, metric)
-                index.train(rows)
             index.add(rows)
     except (RuntimeError, AssertionError) as error:
         # What stands before are C++ names and a line of its source.

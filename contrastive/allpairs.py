@@ -76,8 +76,8 @@ class AllPairs:
         self._filter: _Filter | None = None
         self._index = None
         if index is not None:
-            numbers = self.rows.float().cpu().numpy()
-            self._index = _faiss.build(function, [numbers], index, inner_product=metric != "euclidean", nprobe=nprobe)
+            numbers, by_product = self.rows.float().cpu().numpy(), metric != "euclidean"
+            self._index = _faiss.build(function, numbers, [numbers], index, inner_product=by_product, nprobe=nprobe)
 
     def top(self, k: int, anchors: Int64[Tensor, " anchors"] | None = None, *, exact: bool = False) -> Ranking:
         r"""Finds the k hardest negatives of some rows.

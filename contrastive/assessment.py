@@ -92,6 +92,7 @@ class Assessment:
         metric: what is near.
         backend: who searches.
         nprobe: of an inverted file.
+        sample: how many queries at most.
 
     Raises:
         InputError: as `evaluate_retrieval`.
@@ -112,8 +113,11 @@ class Assessment:
         metric: Metric = "cosine",
         backend: Backend = "auto",
         nprobe: int = 32,
+        sample: int | None = None,
     ) -> None:
         self.function, self.alone = function, gallery is None
+        if sample is not None and (isinstance(sample, bool) or sample < 1):
+            raise InputError(f"{function}: sample is {sample}, expected at least 1 query")
         if relevant is not None and (labels is not None or gallery_labels is not None):
             raise InputError(f"{function}: relevant and labels are given, expected one of them")
         if relevant is None and (gallery is None) != (gallery_labels is None):
@@ -148,9 +152,13 @@ class Assessment:
             given = [("labels", labels, len(x)), ("gallery_labels", gallery_labels, len(y))]
             classes = [column.to(x.device) for column in label_ids(function, *given[: 1 + (not self.alone)])]
             self.relevance = self.classes = SameLabel.of(classes[0], classes[-1], alone=self.alone)
-        self.count, self.kept = len(x), self.relevance.total.nonzero().squeeze(1)
+        self.kept = self.relevance.total.nonzero().squeeze(1)
         if len(self.kept) == 0:
             raise InputError(f"{function}: no query has a relevant item ({self._reason(relevant)})")
+        self.excluded = len(x) - len(self.kept)
+        if sample is not None and sample < len(self.kept):
+            order = torch.randperm(len(self.kept), generator=torch.Generator().manual_seed(0))
+            self.kept = self.kept[order[:sample].sort().values.to(self.kept.device)]
         self.names, self.dropped = metric_names(function, metrics, ks, len(y) - self.alone)
         if self.classes is None and any(name.startswith("knn@") for name in self.names):
             raise InputError(f"{function}: metrics hold 'knn', expected one label a row to vote with")
@@ -227,7 +235,7 @@ class Assessment:
         approximate = self.search.target.index is not None
         return replace(
             result,
-            excluded=self.count - len(self.kept),
+            excluded=self.excluded,
             dropped=self.dropped,
             tied=tied,
             index_recall=self.search.index_recall(self.depth) if approximate else None,

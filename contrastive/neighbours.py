@@ -179,8 +179,11 @@ class Target:
         self._kept: tuple[Tensor, Tensor | None] | None = None
         self.index = index
         if factory is not None and index is None:
-            blocks = (self.space(rows[first:end]).cpu().numpy() for first, end in self.blocks)
-            self.index = _faiss.build(function, blocks, factory, inner_product=metric != "euclidean", nprobe=nprobe)
+            parts = (self.space(rows[first:end]).cpu().numpy() for first, end in self.blocks)
+            sample = self.space(_sample(rows)).cpu().numpy()
+            self.index = _faiss.build(
+                function, sample, parts, factory, inner_product=metric != "euclidean", nprobe=nprobe
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -213,6 +216,15 @@ class Target:
         if len(self.blocks) == 1:
             self._kept = found
         return found
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """As many rows as a block holds, spread over the gallery: its beginning may be of one class."""
+    count = max(1, GALLERY_BLOCK // rows.shape[1])
+    if len(rows) <= count:
+        return rows
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return rows[chosen.to(rows.device)]
 
 
 def _gallery_blocks(rows: Tensor) -> list[tuple[int, int]]:

@@ -155,6 +155,7 @@ def evaluate_retrieval(
     metric: Metric = "cosine",
     backend: Backend = "auto",
     nprobe: int = 32,
+    sample: int | None = None,
     on_progress: Progress | None = None,
 ) -> RetrievalResult:
     r"""Evaluates embeddings by retrieval: what is relevant should be near.
@@ -186,6 +187,8 @@ def evaluate_retrieval(
         metric: as in `search`.
         backend: as in `search`. With an approximate one ``index_recall`` says what it missed.
         nprobe: as in `search`.
+        sample: search for so many of the queries that count, drawn by a fixed seed, in the whole gallery; None: for all
+            of them. The intervals over queries are those of such a draw.
         on_progress: as in `search`.
 
     Returns:
@@ -223,6 +226,7 @@ def evaluate_retrieval(
         metric=metric,
         backend=backend,
         nprobe=nprobe,
+        sample=sample,
     )
     return assessment.result(assessment.parts(on_progress=on_progress))
 

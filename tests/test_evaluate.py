@@ -54,6 +54,32 @@ def test_metrics_by_name(x, capsys):
     assert any("k = 100 left out" in note for note in figures()["notes"])
 
 
+def test_a_sample_of_the_queries_searches_the_whole_gallery(x, capsys):
+    rows, labels = x
+    names = ("recall@1", "ndcg@5", "map@r")
+    whole = evaluate_retrieval(rows, labels, metrics=names)
+    words = ("x.npz", "--metrics", ",".join(names), "--sample", "20", "--json", "out.json")
+    shown = run(capsys, *words).out
+    some = evaluate_retrieval(rows, labels, metrics=names, sample=20)
+    assert len(some.queries) == 20
+    assert bool((some.queries.diff() > 0).all())
+    for name in names:
+        assert torch.equal(some.per_query[name], whole.per_query[name][some.queries])
+    assert figures()["figures"] == pytest.approx(some.mean)
+    assert (figures()["queries"], figures()["searched"]) == (60, 20)
+    assert "20 of 60 queries were searched for, a random choice." in shown
+    # Those that count are drawn from; a sample of all of them is none.
+    labels = torch.where(torch.arange(60) < 30, labels, torch.arange(60) + 10)
+    assert bool((evaluate_retrieval(rows, labels, metrics=names, sample=20).queries < 30).all())
+    assert evaluate_retrieval(rows, labels, metrics=names, sample=20).excluded == 30
+    assert evaluate_retrieval(rows, x[1], metrics=names, sample=60).mean == whole.mean
+    # Two files without labels: row i of the gallery is the match of row i.
+    np.save("q.npy", rows.numpy())
+    np.save("g.npy", (rows + 0.1).numpy())
+    run(capsys, "q.npy", "--gallery", "g.npy", "--sample", "7", "--json", "out.json")
+    assert figures()["searched"] == 7
+
+
 @needs_faiss
 def test_an_approximate_search_says_so_beside_every_figure(x, capsys):
     words = ("x.npz", "--backend", "IVF8,Flat", "--nprobe", "1", "--k", "1,5", "--json", "out.json")
@@ -147,6 +173,7 @@ BAD = {
     "no relevant": (None, ["--relevant", "nope.json"], "nope.json cannot be read"),
     "both": (None, ["--relevant", "r.json", "--labels", "l.txt"], "leave --labels and --gallery-labels out"),
     "resume": (None, ["--resume", "auto"], "--resume auto needs --json"),
+    "sample": (None, ["--sample", "0"], "sample is 0, expected at least 1 query"),
     "misspelt": (None, ["--metric", "cosin"], "--metric is cosin"),
 }
 

@@ -478,6 +478,18 @@ def test_an_index_by_its_factory_string(factory, metric):
 
 
 @needs_faiss
+def test_an_index_is_trained_on_all_parts_of_the_gallery(monkeypatch):
+    # Sorted by class, as data sets often are: lists that were learnt from the first class tell the others apart badly.
+    x = torch.randn(16, 8).repeat_interleave(128, 0) + 0.3 * torch.randn(2048, 8)
+    options = {"metrics": ("recall@1",), "backend": "IVF16,Flat", "nprobe": 1}
+    expected = evaluate_retrieval(x, torch.arange(2048) // 2, **options).index_recall
+    monkeypatch.setattr(neighbours, "GALLERY_KEPT", 0)
+    monkeypatch.setattr(neighbours, "GALLERY_BLOCK", 8 * 512)  # four classes a block
+    result = evaluate_retrieval(x, torch.arange(2048) // 2, **options)
+    assert result.index_recall > 0.9 * expected > 0.8
+
+
+@needs_faiss
 def test_what_an_index_does_not_find_is_no_item():
     # One list of many is searched: it holds fewer than k, and nothing may be read at -1.
     x, labels = torch.randn(400, 4), torch.arange(400) % 8

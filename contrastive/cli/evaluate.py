@@ -71,6 +71,13 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     add("--nprobe", type=int, default=32, help="of an inverted file (IVF), how many of its lists are searched")
     add(
+        "--sample",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="for a file: search for N of the queries, a fixed random choice, in the whole gallery (default: for all)",
+    )
+    add(
         "--resume",
         type=Literal["auto", "never"],
         default="never",
@@ -196,7 +203,7 @@ def _evaluate_file(
     if matched and metrics is not None:
         raise InputError("--metrics needs labels or --relevant: without, rows are matched and recall@k is measured")
     # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
-    if matched and gallery is not None and options["report"] is None:
+    if matched and gallery is not None and options["report"] is None and options["sample"] is None:
         result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | chosen))
     else:
         if matched and gallery is not None:  # the same by lists, which say who was found as well
@@ -221,6 +228,7 @@ def _evaluate_file(
             metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),
             backend=options["backend"] or "auto",
             nprobe=options["nprobe"],
+            sample=options["sample"],
             **chosen,
         )
         if relevant is None and assessment.everything_is_relevant():
@@ -231,7 +239,7 @@ def _evaluate_file(
     figures = dict(result.mean)
     if metrics is None:
         figures |= _further(embeddings, labels, gallery, gallery_labels)
-    notes = _notes(result, options)
+    notes = _notes(result, options, len(embeddings))
     if options["report"] is not None:
         page.write(options, assessment, whole, items, figures=figures, notes=notes, loud=_shown(options))
     tables.print_figures(
@@ -243,6 +251,7 @@ def _evaluate_file(
         "class_intervals": result.class_interval,
         "index_recall": result.index_recall,
         "queries": len(embeddings),
+        "searched": len(result.queries),
         "excluded": result.excluded,
         "tied": result.tied,
         "notes": notes,
@@ -268,7 +277,7 @@ def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[
             return
         if options["json"] is None:
             raise InputError("--resume auto needs --json FILE: parts are kept beside it")
-        names = ("k", "metrics", "metric", "backend", "nprobe")
+        names = ("k", "metrics", "metric", "backend", "nprobe", "sample")
         files = ("target", "labels", "gallery", "gallery_labels", "relevant")
         fingerprint = {name: options[name] for name in names}
         if options["report"] is not None:
@@ -279,8 +288,12 @@ def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[
         )
 
 
-def _notes(result: RetrievalResult, options: Mapping[str, Any]) -> list[str]:
+def _notes(result: RetrievalResult, options: Mapping[str, Any], queries: int) -> list[str]:
     notes = []
+    if len(result.queries) < queries - result.excluded:
+        notes.append(
+            f"{len(result.queries)} of {queries - result.excluded} queries were searched for, a random choice."
+        )
     if result.excluded:
         notes.append(f"{result.excluded} queries have no relevant item in the gallery: excluded.")
     if result.dropped:
@@ -372,7 +385,7 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
 
 
 _OF_FILES = (
-    *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend"),
+    *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend", "sample"),
     *("images", "names", "gallery_images", "gallery_names"),
 )
 _UNIFORMITY = 50_000  # rows beyond which all pairs would take longer than the search
