@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-__all__ = ["append", "commit", "half_width", "markdown", "read", "run"]
+__all__ = ["append", "commit", "half_width", "markdown", "provenance", "read", "run"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -93,3 +93,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def provenance(rows: Sequence[dict[str, Any]]) -> str:
+    """How many runs stand behind a page, and where they come from.
+
+    Arguments:
+        rows: lines of a series.
+    """
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    seconds = sum(row["cpu_seconds"] for row in rows)
+    processors = "; ".join(sorted({row["hardware"]["processor"] for row in rows}))
+    return f"{len(rows)} runs, {seconds / 60:.0f} CPU minutes, commits {commits}, {processors}."

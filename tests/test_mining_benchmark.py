@@ -9,6 +9,7 @@ from benchmarks.mining import __main__ as benchmark
 from benchmarks.mining import training
 from benchmarks.mining.arms import ARMS
 from benchmarks.mining.training import Task, run
+from benchmarks.splits import HELD_OUT
 from contrastive.data import ImageData, ImageSplit
 
 
@@ -43,7 +44,7 @@ def test_tuning_leaves_the_test_images_aside(monkeypatch):
     tune, report = (training.load("fashion-mnist", split, None, 12_000) for split in ("tune", "test"))
     assert torch.equal(tune.train.labels, report.train.labels)
     assert len(tune.train) == 12_000
-    assert len(tune.test) == training.HELD_OUT
+    assert len(tune.test) == HELD_OUT
     assert not set(tune.train.labels.tolist()) & set(tune.test.labels.tolist())
     assert report.test is data.test
 

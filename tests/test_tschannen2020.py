@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import curves, series
 from benchmarks.tschannen2020 import (
     __main__ as everything,
 )
@@ -60,7 +61,7 @@ def test_every_experiment(module, tmp_path, small):
         assert row["status"] in ("ok", "diverged"), row
         assert set(row) >= NEEDED
         assert row["test_bound"] is None or row["config"]["objective"] != "nce" or row["test_bound"] <= math.log(128)
-    assert report.figure(module.EXPERIMENT, rows) is not None
+    assert curves.figure(module.EXPERIMENT.panels, rows) is not None
     assert module.EXPERIMENT.title in report.text(module.EXPERIMENT, rows)
 
 
@@ -70,7 +71,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     written = lines_file.read_text().splitlines()
     lines_file.write_text("\n".join(written[:1] + written[2:]) + "\n")
     ran = []
-    monkeypatch.setattr(runs, "_attempt", lambda run, *rest, real=runs._attempt: ran.append(run) or real(run, *rest))
+    monkeypatch.setattr(series, "attempt", lambda run, *rest, real=series.attempt: ran.append(run) or real(run, *rest))
     again = runs.perform([sampling.EXPERIMENT], options(tmp_path))
     assert [run.config for run in ran] == [first[1]["config"]]
     figures = [{row["test_bound"] for row in rows} for rows in (first, again)]
@@ -203,7 +204,7 @@ def line(seed, critic, bound, accuracy, **more):
     (config,) = (row for row in plan if (row["critic"], row["objective"]) == (critic, "nwj"))
     return {
         "experiment": "critics", "config": config, "seed": seed, "status": "ok", "test_bound": bound,
-        "train_bound": bound, "test_accuracy": accuracy, "cpu_seconds": 1.0, "commit": "abc", "format": runs.FORMAT,
+        "train_bound": bound, "test_accuracy": accuracy, "cpu_seconds": 1.0, "commit": "abc", "format": series.FORMAT,
         "hardware": {"processor": "p"}, **more,
     }  # fmt: skip
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.mining.arms import DIM, Arm
+from benchmarks.splits import with_held_out
 from contrastive import Cosine, KPairLoss, evaluate_retrieval, infonce_bound, supcon_loss
 from contrastive.batches import Batches, derived_seed
-from contrastive.data import ImageData, ImageSplit, channel_statistics, cifar10, fashion_mnist, limit, omniglot
+from contrastive.data import ImageData, ImageSplit, channel_statistics, cifar10, fashion_mnist, omniglot
 from contrastive.encoders import Recipe, build
 from contrastive.probing import knn_accuracy, linear_accuracy
 from contrastive.retrieval import instance_recall
@@ -26,8 +27,6 @@ Figures = dict[str, float | str]
 
 # Alphabets of the training set that are held out to choose temperatures and combinations by.
 TUNING_ALPHABETS = ("Early_Aramaic", "Greek")
-# Training images of the other data sets that are held out for the same purpose.
-HELD_OUT = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +72,8 @@ def load(data: str, split: str, data_root: str | None, images: int = 15_000) -> 
         view = RandomView(1, zoom=1.2, rotation=10.0, mirror=False, erase=0.0)
         return Task(train, test, True, view, steps=600)
     whole: ImageData = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}[data](data_root)
-    chosen = limit(whole, images + HELD_OUT).train  # a random order: the first are those of `images` alone
-    train = chosen.subset(torch.arange(len(chosen) - HELD_OUT))
-    test = whole.test if split == "test" else chosen.subset(torch.arange(len(train), len(chosen)))
+    train, held_out = with_held_out(whole, images)
+    test = whole.test if split == "test" else held_out
     return Task(train, test, False, RandomView(train.images.shape[1]), steps=4 * (len(train) // 256))
 
 

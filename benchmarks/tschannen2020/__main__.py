@@ -8,6 +8,7 @@ An interrupted series goes on where it stopped.
 
 from pathlib import Path
 
+from benchmarks.series import recorded
 from benchmarks.tschannen2020 import (
     adversarial,
     architectures,
@@ -19,7 +20,7 @@ from benchmarks.tschannen2020 import (
     report,
     sampling,
 )
-from benchmarks.tschannen2020.runs import parsed, parser, perform, planned, recorded, results_of
+from benchmarks.tschannen2020.runs import parsed, parser, perform, planned, results_of
 from contrastive.errors import InputError
 
 MODULES = (baselines, invertible, adversarial, conditioning, critics, architectures, sampling, cifar10)

@@ -1,68 +1,35 @@
 """The command line of every experiment: presets, seeds, one line a run, what is there already is not repeated."""
 
 import argparse
-import json
-import math
-import time
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from benchmarks import lines
+from benchmarks import series
+from benchmarks.curves import Panel
+from benchmarks.series import Config, Tick
 from benchmarks.tschannen2020.data import NAMES, Halves, load
 from contrastive.errors import InputError
-from contrastive.runs import environment
 
 __all__ = [
-    "PRESETS",
     "Claim",
+    "Config",
     "Experiment",
     "Panel",
-    "Run",
+    "Tick",
     "main",
     "parsed",
     "parser",
     "perform",
     "planned",
-    "recorded",
     "results_of",
 ]
 
-PRESETS = ("smoke", "quick", "paper")
 RESULTS = Path(__file__).with_name("results.jsonl")
-# Of the lines: goes up when figures change their meaning.
-FORMAT = 1
-
-Config = dict[str, Any]
-Tick = Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: a curve for every value of `by`, mean and deviation over seeds.
-
-    Arguments:
-        title: above it.
-        y: which curve of the lines.
-        label: of the vertical axis.
-        where: what the configurations must hold.
-        by: keys of the configuration that tell curves apart.
-        level: a horizontal line, a number or the name of a figure, and what it is called.
-    """
-
-    title: str
-    y: str
-    label: str
-    where: Config = field(default_factory=dict)
-    by: tuple[str, ...] = ()
-    level: tuple[float | str, str] | None = None
+SEEDS = {"smoke": 1, "quick": 3, "paper": 20}
 
 
 @dataclass(frozen=True)
@@ -112,43 +79,6 @@ class Experiment:
     datasets: tuple[str, ...] = ("mnist", "fashion-mnist", "made-up")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a plan."""
-
-    experiment: Experiment
-    config: Config
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """What tells it from others."""
-        return json.dumps([self.experiment.name, self.config, self.seed], sort_keys=True)
-
-
-def recorded(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file.
-
-    Arguments:
-        path: it need not exist.
-
-    Raises:
-        InputError: for a file of another version, or one that is no results file.
-    """
-    try:
-        rows = lines.read(path)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is no results file: {error}") from error
-    for number, row in enumerate(rows, 1):
-        found = row.get("format") if isinstance(row, dict) else None
-        if found != FORMAT:
-            raise InputError(
-                f"{path}, line {number}: written by format {found}, this is format {FORMAT}; its figures mean "
-                "something else. Move the file away, or name another with --results"
-            )
-    return rows
-
-
 def results_of(options: argparse.Namespace) -> Path:
     """Where the lines go: beside this file, for the smoke preset into the folder of temporary files.
 
@@ -167,35 +97,25 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
         experiments: of this folder.
         options: of `parser`.
     """
-    torch.set_num_threads(options.threads)
-    path = results_of(options)
     asked = [
-        Run(experiment, config, seed)
+        series.Run(
+            experiment.name,
+            config,
+            seed,
+            partial(_work, experiment, config, options, seed),
+            ready=partial(_data_of, experiment, config, options),
+            cost=experiment.cost(config),
+            told=_told(config),
+        )
         for experiment in experiments
         for seed in range(options.seeds)
         for config in planned(experiment, options)
     ]
-    there = {_key_of(row) for row in recorded(path)}
-    # A missing data set is said before the first run, not after an hour.
-    sets = {run.key: _data_of(run, options) for run in asked if run.key not in there}
-    missing = [run for run in asked if run.key not in there]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(*columns, console=Console(stderr=True), disable=options.quiet) as progress:
-        bar = progress.add_task("", total=round(sum(run.experiment.cost(run.config) for run in missing), 1))
-        done = 0.0
-        for run in missing:
-            progress.update(bar, description=f"{run.experiment.name}, seed {run.seed}: {_told(run.config)}")
-            cost = run.experiment.cost(run.config)
+    return series.perform(asked, results_of(options), quiet=options.quiet)
 
-            def tick(share: float, done: float = done, cost: float = cost) -> None:
-                progress.update(bar, completed=round(done + share * cost, 1))
 
-            lines.append(path, _attempt(run, sets[run.key], tick))
-            done += cost
-            tick(0.0, done)
-    keys = {run.key for run in asked}
-    return [row for row in recorded(path) if _key_of(row) in keys]
+def _work(experiment: Experiment, config: Config, options: argparse.Namespace, seed: int, tick: Tick) -> dict[str, Any]:
+    return experiment.run(config, _data_of(experiment, config, options), seed, tick)
 
 
 def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]:
@@ -209,38 +129,10 @@ def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]
     return experiment.plan(options.preset, options.variant, data)
 
 
-def _data_of(run: Run, options: argparse.Namespace) -> Halves | None:
-    if not run.experiment.uses_data:
+def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace) -> Halves | None:
+    if not experiment.uses_data:
         return None
-    return load(run.config["data"], options.data_root, download=options.download)
-
-
-def _attempt(run: Run, data: Halves | None, tick: Tick) -> dict[str, Any]:
-    line: dict[str, Any] = {"format": FORMAT, "experiment": run.experiment.name, "config": run.config, "seed": run.seed}
-    start, cpu = time.perf_counter(), time.process_time()
-    try:
-        line |= {"status": "ok", **run.experiment.run(run.config, data, run.seed, tick)}
-    except Exception:  # a failed run stays visible, and the others go on
-        line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
-    used = environment(run.seed)
-    hardware = {key: used.pop(key) for key in ("system", "processor", "cores", "memory", "threads", "accelerator")}
-    line |= {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    line |= {"commit": lines.commit(), "hardware": hardware}
-    return _plain({**line, "versions": {k: used[k] for k in ("python", "torch", "kpair", "scikit-learn") if k in used}})
-
-
-def _plain(value: Any) -> Any:
-    """Five digits; what is no number becomes null."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        # A configuration names its run and stays as it is.
-        return {k: v if k == "config" else _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _key_of(row: dict[str, Any]) -> str:
-    return json.dumps([row["experiment"], row["config"], row["seed"]], sort_keys=True)
+    return load(config["data"], options.data_root, download=options.download)
 
 
 def _told(config: Config) -> str:
@@ -254,16 +146,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     Arguments:
         description: of the command.
     """
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--preset", choices=PRESETS, default="quick")
-    made.add_argument("--seeds", type=int, default=None, help="runs of each (smoke 1, quick 3, paper 20)")
+    made = series.parser(description, seeds=SEEDS)
     made.add_argument("--variant", choices=("paper", "code"), default="paper", help="where text and code differ")
     made.add_argument("--data", choices=NAMES, default="mnist")
-    made.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw and the like")
-    made.add_argument("--download", action="store_true", help="fetch what is missing")
-    made.add_argument("--results", type=Path, help="file of the lines")
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
 
 
@@ -273,10 +158,7 @@ def parsed(made: argparse.ArgumentParser) -> argparse.Namespace:
     Arguments:
         made: by `parser`.
     """
-    options = made.parse_args()
-    if options.seeds is None:
-        options.seeds = {"smoke": 1, "quick": 3, "paper": 20}[options.preset]
-    return options
+    return series.parsed(made, SEEDS)
 
 
 def main(experiment: Experiment) -> None:

@@ -1,0 +1,120 @@
+"""Curves of runs: panels of mean and standard deviation over seeds."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.series import Config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Panel", "figure", "holds"]
+
+Row = dict[str, Any]
+COLUMNS = 3
+LOWEST_NATS = -2.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a curve for every value of `by`, mean and deviation over seeds.
+
+    Arguments:
+        title: above it.
+        y: which curve of the lines.
+        label: of the vertical axis.
+        where: what the configurations must hold.
+        by: keys of the configuration that tell curves apart.
+        level: a horizontal line, a number or the name of a figure, and what it is called.
+    """
+
+    title: str
+    y: str
+    label: str
+    where: Config = field(default_factory=dict)
+    by: tuple[str, ...] = ()
+    level: tuple[float | str, str] | None = None
+
+
+def holds(config: Config, where: Config) -> bool:
+    """Whether a configuration has all that is asked of it.
+
+    Arguments:
+        config: of a run.
+        where: keys and their values.
+    """
+    return all(config.get(key) == value for key, value in where.items())
+
+
+def figure(panels: Sequence[Panel], rows: Sequence[Row]) -> "Figure | None":
+    """All panels that have curves, mean and standard deviation over seeds; None where there are none.
+
+    Arguments:
+        panels: in the order of the page.
+        rows: lines of runs; their ``curves`` hold ``iteration`` and what was measured at each.
+    """
+    # Not pyplot: it would look for a display.
+    from matplotlib.figure import Figure
+
+    drawn = [(panel, curves) for panel in panels if (curves := _curves(panel, rows))]
+    if not drawn:
+        return None
+    columns = min(COLUMNS, len(drawn))
+    height = -(-len(drawn) // columns)
+    made = Figure(figsize=(4.6 * columns, 3.6 * height), layout="constrained")
+    axes = made.subplots(height, columns, squeeze=False).flatten()
+    for ax in axes[len(drawn) :]:
+        ax.set_visible(False)
+    for ax, (panel, curves) in zip(axes, drawn, strict=False):
+        _paint(ax, panel, curves, rows)
+    return made
+
+
+def _curves(panel: Panel, rows: Sequence[Row]) -> dict[str, list[tuple[list[float], np.ndarray]]]:
+    found: dict[str, list[tuple[list[float], np.ndarray]]] = defaultdict(list)
+    for row in rows:
+        if holds(row["config"], panel.where) and panel.y in row.get("curves", {}):
+            told = [str(row["config"].get(key)) for key in panel.by]
+            name = ", ".join(part for part in told if part not in ("none", "None"))
+            found[name].append((row["curves"]["iteration"], np.array(row["curves"][panel.y], dtype=float)))
+    return found
+
+
+def _paint(
+    ax: "Axes", panel: Panel, curves: dict[str, list[tuple[list[float], np.ndarray]]], rows: Sequence[Row]
+) -> None:
+    for name, members in curves.items():
+        # A run that left the floats has a shorter curve: the mean is over those that are left.
+        longest = max(members, key=lambda member: len(member[0]))[0]
+        values = np.full((len(members), len(longest), *members[0][1].shape[1:]), np.nan)
+        for i, (_, curve) in enumerate(members):
+            values[i, : len(curve)] = curve
+        count = np.isfinite(values).sum(0)
+        mean = np.nansum(values, 0) / np.where(count > 0, count, np.nan)
+        spread = np.sqrt(np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1))
+        if mean.ndim == 1:
+            (line,) = ax.plot(longest, mean, label=name or None, marker="." if len(longest) < 30 else None)
+            ax.fill_between(longest, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+        else:
+            for column in range(mean.shape[1]):
+                ax.plot(longest, mean[:, column], marker=".", color=f"C{column}")
+    if panel.level is not None:
+        value = panel.level[0]
+        known = [row[value] for row in rows if isinstance(value, str) and row.get(value) is not None]
+        if known or not isinstance(value, str):
+            height = statistics.fmean(known) if isinstance(value, str) else value
+            ax.axhline(height, color="black", linestyle="--", linewidth=1, label=panel.level[1])
+    ax.set(title=panel.title, xlabel="iteration", ylabel=panel.label)
+    ax.title.set_fontsize(10)
+    if "nats" in panel.label and ax.get_ylim()[1] > LOWEST_NATS > ax.get_ylim()[0]:
+        # I_NWJ may start anywhere below; what it comes to is what the figure is for.
+        ax.set_ylim(bottom=LOWEST_NATS)
+    ax.grid(alpha=0.3)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7)

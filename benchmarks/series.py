@@ -1,0 +1,204 @@
+"""A series of runs: what is missing is done, one line a run, with a bar of the time left; and its command line."""
+
+import argparse
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks import lines
+from contrastive.errors import InputError
+from contrastive.runs import environment
+
+__all__ = [
+    "FORMAT",
+    "PRESETS",
+    "Config",
+    "Run",
+    "Tick",
+    "attempt",
+    "key_of",
+    "nothing",
+    "parsed",
+    "parser",
+    "perform",
+    "recorded",
+]
+
+PRESETS = ("smoke", "quick", "paper")
+# Of the lines: goes up when figures change their meaning.
+FORMAT = 1
+
+Config = dict[str, Any]
+Tick = Callable[[float], None]
+
+
+def nothing() -> None:
+    """Nothing has to be there before the first run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line that is wanted.
+
+    Arguments:
+        experiment: its name.
+        config: what was chosen; together with name and seed it tells the run from others.
+        seed: of everything.
+        work: does it, and returns the figures; is handed a callback for the share that is done.
+        cost: about how many seconds it takes, for the time left.
+        told: beside the bar.
+        ready: called for every run that is missing before the first is done, so that a data set that cannot be read is
+            said at once and not after an hour.
+    """
+
+    experiment: str
+    config: Config
+    seed: int
+    work: Callable[[Tick], dict[str, Any]]
+    cost: float = 1.0
+    told: str = ""
+    ready: Callable[[], object] = nothing
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return _key(self.experiment, self.config, self.seed)
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file.
+
+    Arguments:
+        path: it need not exist.
+
+    Raises:
+        InputError: for a file of another version, or one that is no results file.
+    """
+    try:
+        rows = lines.read(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is no results file: {error}") from error
+    for number, row in enumerate(rows, 1):
+        found = row.get("format") if isinstance(row, dict) else None
+        if found != FORMAT:
+            raise InputError(
+                f"{path}, line {number}: written by format {found}, this is format {FORMAT}; its figures mean "
+                "something else. Move the file away, or name another with --results"
+            )
+    return rows
+
+
+def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Does what is missing, and returns the lines of all that was asked for.
+
+    Arguments:
+        asked: in the order in which they are done.
+        path: of the lines.
+        quiet: whether there is no bar.
+    """
+    there = {key_of(row) for row in recorded(path)}
+    missing = [run for run in asked if run.key not in there]
+    for run in missing:
+        run.ready()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("", total=round(sum(run.cost for run in missing), 1))
+        done = 0.0
+        for run in missing:
+            progress.update(bar, description=f"{run.experiment}, seed {run.seed}: {run.told}")
+
+            def tick(share: float, done: float = done, cost: float = run.cost) -> None:
+                progress.update(bar, completed=round(done + share * cost, 1))
+
+            lines.append(path, attempt(run, tick))
+            done += run.cost
+            tick(0.0, done)
+    keys = {run.key for run in asked}
+    return [row for row in recorded(path) if key_of(row) in keys]
+
+
+def attempt(run: Run, tick: Tick) -> dict[str, Any]:
+    """The line of a run; one that failed says why, and the others go on.
+
+    Arguments:
+        run: what is done.
+        tick: is told the share that is done.
+    """
+    line: dict[str, Any] = {"format": FORMAT, "experiment": run.experiment, "config": run.config, "seed": run.seed}
+    start, cpu = time.perf_counter(), time.process_time()
+    try:
+        line |= {"status": "ok", **run.work(tick)}
+    except Exception:
+        line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
+    used = environment(run.seed)
+    hardware = {key: used.pop(key) for key in ("system", "processor", "cores", "memory", "threads", "accelerator")}
+    line |= {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    line |= {"commit": lines.commit(), "hardware": hardware}
+    return _plain({**line, "versions": {k: used[k] for k in ("python", "torch", "kpair", "scikit-learn") if k in used}})
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """The key of the run that a line is of.
+
+    Arguments:
+        row: the line.
+    """
+    return _key(row["experiment"], row["config"], row["seed"])
+
+
+def _key(experiment: str, config: Config, seed: int) -> str:
+    return json.dumps([experiment, config, seed], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """Five digits; what is no number becomes null."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        # A configuration names its run and stays as it is.
+        return {k: v if k == "config" else _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def parser(description: str, *, seeds: dict[str, int]) -> argparse.ArgumentParser:
+    """Options that every series has.
+
+    Arguments:
+        description: of the command.
+        seeds: runs of each configuration, by preset.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--preset", choices=PRESETS, default="quick")
+    told = ", ".join(f"{preset} {count}" for preset, count in seeds.items())
+    made.add_argument("--seeds", type=int, default=None, help=f"runs of each ({told})")
+    made.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw and the like")
+    made.add_argument("--download", action="store_true", help="fetch what is missing")
+    made.add_argument("--results", type=Path, help="file of the lines")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
+    return made
+
+
+def parsed(made: argparse.ArgumentParser, seeds: dict[str, int], given: Sequence[str] | None = None) -> Any:
+    """Reads the command line.
+
+    Arguments:
+        made: by `parser`.
+        seeds: runs of each configuration, by preset.
+        given: the words; None for the command line's.
+    """
+    options = made.parse_args(given)
+    if options.seeds is None:
+        options.seeds = seeds[options.preset]
+    torch.set_num_threads(options.threads)
+    return options

@@ -1,0 +1,43 @@
+"""Runs all systems that miss runs, and writes the page.
+
+    python -m benchmarks.systems --preset quick --data-root DATA
+    python -m benchmarks.systems --preset quick --report-only
+    python -m benchmarks.systems --blocks
+
+An interrupted series goes on where it stopped.
+"""
+
+from pathlib import Path
+
+from benchmarks import lines, series
+from benchmarks.systems import report, simclr
+from benchmarks.systems.runs import SEEDS, parser, perform, results_of
+from contrastive.errors import InputError
+
+SYSTEMS = {module.SYSTEM.name: module.SYSTEM for module in (simclr,)}
+
+
+def main(given: list[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--only", nargs="+", choices=SYSTEMS, help="systems to run; the page shows all")
+    made.add_argument("--report-only", action="store_true", help="run nothing")
+    made.add_argument("--blocks", action="store_true", help="only print in what the systems differ")
+    made.add_argument("--folder", type=Path, help="of the page (default: runs/systems-PRESET)")
+    options = series.parsed(made, SEEDS, given)
+    if options.blocks:
+        print(lines.markdown(report.blocks(list(SYSTEMS.values()))))
+        return
+    try:
+        if not options.report_only:
+            perform([SYSTEMS[name] for name in options.only or SYSTEMS], options)
+        rows = [row for row in series.recorded(results_of(options)) if row["config"]["preset"] == options.preset]
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    if not rows:
+        raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset}")
+    folder = options.folder or Path("runs") / f"systems-{options.preset}"
+    print(report.write(list(SYSTEMS.values()), rows, folder, preset=options.preset))
+
+
+if __name__ == "__main__":
+    main()

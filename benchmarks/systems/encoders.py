@@ -1,0 +1,51 @@
+"""The encoders of small images that several systems share: what differs between them should be the method."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Bfloat16", "standardised", "strided"]
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] to about zero mean and unit deviation, the same for every data set."""
+    return 4 * (images - 0.5)
+
+
+def strided(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    """The convolutions of Deep InfoMax: 4 x 4 of stride 2, batch-normalised; each halves the map.
+
+    Arguments:
+        channels: of the images.
+        widths: channels of each map; they are the submodules ``map1``, ``map2``, ...
+    """
+    blocks = {
+        f"map{number}": nn.Sequential(
+            nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+        )
+        for number, (before, after) in enumerate(pairwise((channels, *widths)), 1)
+    }
+    return nn.Sequential(OrderedDict(blocks)).to(memory_format=torch.channels_last)
+
+
+class Bfloat16(nn.Module):
+    """Runs an encoder in bfloat16 and hands on float32: half of the time where a processor has the units (AMX).
+
+    Arguments:
+        encoder: any module of images.
+        enabled: False leaves it in float32.
+    """
+
+    def __init__(self, encoder: nn.Module, *, enabled: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.enabled = enabled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps every image."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
+            return self.encoder(images).float()

@@ -1,0 +1,143 @@
+"""The tables of the systems and the page, from the lines alone."""
+
+import html
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import lines, pages
+from benchmarks.curves import Panel, figure
+
+if TYPE_CHECKING:
+    from benchmarks.systems.runs import System
+
+__all__ = ["blocks", "table", "text", "write"]
+
+Row = dict[str, Any]
+KEYS = ("arm", "miner", "critic")
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table as markdown, and what failed.
+
+    Arguments:
+        rows: lines of any systems.
+    """
+    parts = [lines.markdown(table(rows))]
+    parts += [f"failed: {_name(row)}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "ok"]
+    return "\n\n".join(parts)
+
+
+def blocks(systems: Sequence["System"]) -> list[list[str]]:
+    """In what the systems differ: one row each.
+
+    Arguments:
+        systems: of this folder.
+    """
+    head = ["system", "views", "encoder", "critic", "negatives", "objective", "nats?"]
+    rows = [
+        [
+            s.name,
+            s.blocks.views,
+            s.blocks.encoder,
+            s.blocks.critic,
+            s.blocks.negatives,
+            s.blocks.objective,
+            s.blocks.nats,
+        ]
+        for s in systems
+    ]
+    return [head, *rows]
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Every configuration a row: each figure trained, beside the untrained encoder.
+
+    Arguments:
+        rows: lines of any systems.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[_name(row)].append(row)
+    made = [["system", "seeds", "figure: untrained -> trained", "nats, test", "steps", "CPU seconds a run"]]
+    for name, members in groups.items():
+        good = [row for row in members if row["status"] == "ok"]
+        seeds = ", ".join(str(row["seed"]) for row in good)
+        failed = f" ({len(members) - len(good)} failed)" if len(good) < len(members) else ""
+        steps = str(good[0]["iterations"]) if good else ""
+        seconds = f"{statistics.fmean(row['cpu_seconds'] for row in members):.0f}"
+        made.append([name, seeds + failed, _figures(good), _nats(good), steps, seconds])
+    return made
+
+
+def _name(row: Row) -> str:
+    config = row["config"]
+    told = [str(config[key]) for key in KEYS if config.get(key) not in (None, "", "none", "own")]
+    preset = [] if config["preset"] == "quick" else [config["preset"]]
+    aside = [] if config["judged_on"] == "test" else ["held-out images"]
+    return ", ".join([row["experiment"], *told, *preset, *aside])
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    names = rows[0]["trained"]
+    parts = []
+    for name in names:
+        before, after = (_mean([row[when].get(name) for row in rows]) for when in ("random", "trained"))
+        parts.append(f"{name} {before} -> {after}" if before else f"{name} {after}")
+    return "; ".join(parts)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    scale = 100 if all(0 <= value <= 1 for value in known) else 1
+    spread = f" ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{scale * statistics.fmean(known):.1f}{spread}"
+
+
+def _nats(rows: Sequence[Row]) -> str:
+    values = [row["test_bound"] for row in rows if row.get("test_bound") is not None]
+    if values:
+        return f"{statistics.fmean(values):.2f}, at most {rows[0]['bound_cap']:.2f}"
+    return rows[0].get("bound_status", "") if rows else ""
+
+
+def write(systems: Sequence["System"], rows: Sequence[Row], folder: Path, *, preset: str) -> Path:
+    """Writes ``report.html``, which stands alone, and the figures beside it.
+
+    Arguments:
+        systems: in the order of the page.
+        rows: lines of all of them.
+        folder: made if it is missing.
+        preset: named in the note.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = ["<h2>In what they differ</h2>", pages.table(blocks(systems)), "<h2>Figures</h2>", pages.table(table(rows))]
+    for system in systems:
+        own = [row for row in rows if row["experiment"] == system.name]
+        if not own:
+            continue
+        parts.append(f"<h2>{html.escape(system.title)}</h2>")
+        drawn = figure(_panels(own), own)
+        if drawn is not None:
+            parts.append(pages.image(drawn, folder / f"{system.name}.png", f"{system.title}: curves by iteration"))
+        for row in own:
+            if row["status"] != "ok":
+                told = f"failed: {_name(row)}, seed {row['seed']}: {row['error']}"
+                parts.append(f"<p class=bad>{html.escape(told)}</p>")
+    note = (
+        f"Preset {preset}. Percentages are of test images; untrained encoders have the batch norms of training images. "
+        f"± is the standard deviation over seeds. {lines.provenance(rows)}"
+    )
+    heading = "Contrastive systems from one set of blocks"
+    return pages.write(folder / "report.html", heading, heading, note, parts)
+
+
+def _panels(rows: Sequence[Row]) -> list[Panel]:
+    names = dict.fromkeys(name for row in rows for name in row.get("curves", {}) if name != "iteration")
+    return [Panel(name.replace("_", " "), name, name.replace("_", " "), by=KEYS) for name in names]

@@ -1,0 +1,234 @@
+"""What a file of this folder declares, its command line, and the runs that follow from both."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import torch
+
+from benchmarks import series
+from benchmarks.series import Config, Tick
+from benchmarks.systems import data, training
+from benchmarks.systems.training import Budget, Learner
+from contrastive import Bilinear, Cosine, InnerProduct, Separable
+from contrastive.batches import derived_seed
+from contrastive.errors import InputError
+from contrastive.scores import WeighsNegatives
+from miners import hcl, semihard, topk
+
+__all__ = ["CRITICS", "MINERS", "Blocks", "Plan", "System", "main", "parser", "perform", "planned", "results_of"]
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+SEEDS = {"smoke": 1, "quick": 3, "paper": 1}
+Shape = tuple[int, int, int]
+
+MINERS: dict[str, WeighsNegatives | None] = {
+    "none": None,
+    "hcl 0.5": hcl(0.5),
+    "hcl 1": hcl(1.0),
+    "top 16": topk(16),
+    "semihard": semihard(0.2),
+}
+# What `--critic` may put in the place of a system's own, by the width of its rows.
+CRITICS: dict[str, Callable[[int], torch.nn.Module]] = {
+    "inner product": lambda dim: InnerProduct(),
+    "cosine": lambda dim: Cosine(0.1),
+    "bilinear": Bilinear,
+    "separable": Separable,
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A system's row of the table: in what it differs from the others.
+
+    Arguments:
+        views: what makes two things of one image.
+        encoder: what maps them.
+        critic: what scores them.
+        negatives: what a positive is told from.
+        objective: what is minimised.
+        nats: whether the objective's number may be called nats, and why.
+    """
+
+    views: str
+    encoder: str
+    critic: str
+    negatives: str
+    objective: str
+    nats: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a preset runs.
+
+    Arguments:
+        budget: of the training.
+        options: of the system's `build`.
+        arms: options on top of them, by name, where a system has several forms; the first is the headline.
+    """
+
+    budget: Budget
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+
+
+@dataclass(frozen=True)
+class System:
+    """One file of this folder.
+
+    Arguments:
+        name: of the file.
+        title: the system and its paper.
+        blocks: its row of the table.
+        build: ``(shape, *, miner, critic, **options)`` to a `Learner`. `critic` is one of `CRITICS`, or None for the
+            system's own; a system without negatives or critic refuses them by a `ValueError`.
+        plans: by preset. That of ``paper`` holds the published hyper-parameters; nobody has run it here.
+        dataset: what it is trained on.
+        measure: what its figures are.
+        seconds: about how many a step takes, for the time left.
+        work: everything at once, for a system that is not trained on batches of images; None for `training.run`.
+    """
+
+    name: str
+    title: str
+    blocks: Blocks
+    build: Callable[..., Learner]
+    plans: Mapping[str, Plan]
+    dataset: str = "cifar10"
+    measure: training.Measure = training.probed
+    seconds: float = 0.3
+    work: Callable[[Config, int, Tick], dict[str, Any]] | None = None
+
+
+def planned(system: System, options: argparse.Namespace) -> list[Config]:
+    """The configurations that are asked for.
+
+    Arguments:
+        system: of this folder.
+        options: of `parser`.
+    """
+    plan = system.plans[options.preset]
+    return [
+        {
+            "preset": options.preset,
+            "data": f"made-up {system.dataset}" if options.made_up else system.dataset,
+            "judged_on": options.judged_on,
+            "arm": arm,
+            "miner": options.miner,
+            "critic": options.critic,
+            "budget": _as_read(asdict(plan.budget)),
+            "options": _as_read({**plan.options, **own}),
+        }
+        for arm, own in plan.arms.items()
+        if options.arms is None or arm in options.arms
+    ]
+
+
+def _as_read(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them: a configuration is compared with one that was read."""
+    if isinstance(value, Mapping):
+        return {key: _as_read(inner) for key, inner in value.items()}
+    return [_as_read(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Does what is missing, and returns the lines of all that was asked for.
+
+    Arguments:
+        systems: of this folder.
+        options: of `parser`.
+    """
+    asked = [
+        series.Run(
+            system.name,
+            config,
+            seed,
+            partial(_work, system, config, options, seed),
+            cost=system.seconds * config["budget"]["steps"] + 30,
+            told=", ".join(str(config[key]) for key in ("arm", "miner", "critic") if config[key] not in ("", "none")),
+            ready=partial(_data_of, config, options) if system.work is None else series.nothing,
+        )
+        for seed in range(options.seeds)
+        for system in systems
+        for config in planned(system, options)
+    ]
+    return series.perform(asked, results_of(options), quiet=options.quiet)
+
+
+def _data_of(config: Config, options: argparse.Namespace) -> data.Images:
+    name, images = config["data"], config["budget"]["images"]
+    if name.startswith("made-up "):
+        return data.made_up(name.removeprefix("made-up "), images)
+    return data.load(name, options.data_root, images, download=options.download)
+
+
+def _work(system: System, config: Config, options: argparse.Namespace, seed: int, tick: Tick) -> dict[str, Any]:
+    if system.work is not None:
+        return system.work(config, seed, tick)
+    images = _data_of(config, options)
+    learner = built(system, config, images.shape, seed)
+    judged_on = {"test": images.test, "held-out": images.held_out}[config["judged_on"]]
+    return training.run(learner, images, judged_on, Budget(**config["budget"]), seed, tick, system.measure)
+
+
+def built(system: System, config: Config, shape: Shape, seed: int) -> Learner:
+    """The system of a configuration, untrained.
+
+    Arguments:
+        system: of this folder.
+        config: of `planned`.
+        shape: of an image.
+        seed: of the weights.
+    """
+    torch.manual_seed(derived_seed(seed, 0))
+    critic = None if config["critic"] == "own" else CRITICS[config["critic"]]
+    return system.build(shape, miner=MINERS[config["miner"]], critic=critic, **config["options"])
+
+
+def results_of(options: argparse.Namespace) -> Path:
+    """Where the lines go: beside this file, for made-up images into the folder of temporary files.
+
+    Arguments:
+        options: of `parser`.
+    """
+    if options.results is not None:
+        return options.results
+    return RESULTS if options.preset != "smoke" else Path(gettempdir()) / "systems-smoke.jsonl"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options that all systems share.
+
+    Arguments:
+        description: of the command.
+    """
+    made = series.parser(description, seeds=SEEDS)
+    made.add_argument("--miner", choices=MINERS, default="none", help="weighs the negatives")
+    made.add_argument("--critic", choices=("own", *CRITICS), default="own", help="in place of the system's own")
+    made.add_argument("--arms", nargs="+", help="some forms of a system only")
+    made.add_argument("--judged-on", choices=("test", "held-out"), default="test", help="held-out: to choose settings")
+    made.add_argument("--made-up", action="store_true", help="noise instead of a data set: does everything run?")
+    return made
+
+
+def main(system: System, given: Sequence[str] | None = None) -> None:
+    """Runs what is missing of one system and prints its table.
+
+    Arguments:
+        system: of this folder.
+        given: the words of the command line; None for those of the process.
+    """
+    from benchmarks.systems import report
+
+    options = series.parsed(parser(system.title), SEEDS, given)
+    try:
+        rows = perform([system], options)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(report.text(rows))

@@ -1,0 +1,114 @@
+"""The systems run at the smoke preset on made-up images, go on where they stopped, and end in one table and page."""
+
+import pytest
+import torch
+
+from benchmarks import series
+from benchmarks.systems import __main__ as everything
+from benchmarks.systems import data, report, runs, training
+from benchmarks.systems.training import Budget
+
+NEEDED = {
+    "experiment", "config", "seed", "iterations", "test_accuracy", "test_bound", "train_bound", "status", "seconds",
+    "commit", "versions", "hardware", "format",
+}  # fmt: skip
+SYSTEMS = everything.SYSTEMS
+
+
+def options(tmp_path, *words):
+    given = ["--preset", "smoke", "--made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl"), *words]
+    return series.parsed(runs.parser(""), runs.SEEDS, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_every_system(system, tmp_path):
+    rows = runs.perform([system], options(tmp_path))
+    assert len(rows) == len(system.plans["smoke"].arms)
+    for row in rows:
+        assert row["status"] == "ok", row
+        assert set(row) >= NEEDED
+        assert row["trained"]
+        assert row["test_bound"] is None or row["test_bound"] <= row["bound_cap"]
+    assert system.name in report.text(rows)
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_the_papers_preset_can_be_built(system):
+    """Nobody trains it here; on the meta device it costs nothing that its parts fit together."""
+    if system.work is not None:
+        return
+    for arm in system.plans["paper"].arms.values():
+        with torch.device("meta"):
+            learner = system.build((3, 64, 64), **system.plans["paper"].options, **arm)
+        assert sum(p.numel() for p in learner.modules.parameters()) > 1e5
+
+
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    system = SYSTEMS["simclr"]
+    first = runs.perform([system], options(tmp_path))
+    again = runs.perform([system], options(tmp_path, "--seeds", "2"))
+    assert again[0] == first[0]
+    assert [row["seed"] for row in again] == [0, 1]
+    assert first[0]["curves"] != again[1]["curves"]
+    (tmp_path / "lines.jsonl").unlink()
+    assert runs.perform([system], options(tmp_path))[0]["curves"] == first[0]["curves"]
+
+
+def test_a_block_is_swapped_from_the_command_line(tmp_path):
+    plain, mined = (
+        runs.perform([SYSTEMS["simclr"]], options(tmp_path, *words))
+        for words in ([], ["--miner", "hcl 1", "--critic", "bilinear"])
+    )
+    assert (mined[0]["config"]["miner"], mined[0]["config"]["critic"]) == ("hcl 1", "bilinear")
+    assert plain[0]["curves"]["loss"] != mined[0]["curves"]["loss"]
+    assert "simclr, hcl 1, bilinear, smoke" in report.text(mined)
+
+
+def test_held_out_images_are_judged_on_in_place_of_test_images():
+    images = data.made_up("mnist", 40)
+    seen = []
+
+    def measure(learner, images, judged_on):
+        seen.append(judged_on)
+        return {"linear": 0.5}
+
+    learner = SYSTEMS["simclr"].build((1, 28, 28), widths=(4, 8), out=4)
+    training.run(learner, images, images.held_out, Budget(8, 1, 1e-3, points=1), 0, lambda share: None, measure)
+    assert all(split is images.held_out for split in seen)
+
+
+def test_a_schedule_warms_up_and_decays():
+    cosine = Budget(1, 100, 1.0, warmup=10)
+    assert [cosine.rate(0), cosine.rate(9)] == pytest.approx([0.1, 0.98], abs=0.01)
+    assert cosine.rate(99) < 1e-3
+    stepped = Budget(1, 100, 1.0, warmup=0, decay=(0.6, 0.8))
+    assert [stepped.rate(step) for step in (59, 60, 80)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_loss_that_leaves_the_floats_is_a_failed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "derived_seed", lambda *parts: 1 / 0)
+    rows = runs.perform([SYSTEMS["simclr"]], options(tmp_path))
+    assert rows[0]["status"] == "failed"
+    assert "failed: simclr, smoke, seed 0: ZeroDivisionError" in report.text(rows)
+
+
+@pytest.mark.slow
+def test_the_command_and_the_page(tmp_path, capsys):
+    words = ["--preset", "smoke", "--made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl")]
+    everything.main([*words, "--only", "simclr", "--folder", str(tmp_path / "page")])
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "SimCLR" in page
+    assert "linear" in page
+    assert (tmp_path / "page" / "simclr.png").stat().st_size > 1000
+    everything.main(["--blocks"])
+    assert "| simclr | two augmentations |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds no run of the preset quick"):
+        everything.main(["--report-only", "--results", str(tmp_path / "lines.jsonl")])
+
+
+def test_missing_data_says_how_to_get_it(tmp_path):
+    words = ["--preset", "quick", "--quiet", "--data-root", str(tmp_path), "--results", str(tmp_path / "x")]
+    with pytest.raises(SystemExit, match=r"pass --data-root FOLDER"):
+        runs.main(SYSTEMS["simclr"], words)
+    assert not (tmp_path / "x").exists()
