@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from contrastive.checkpoints import check_state
 from contrastive.errors import InputError
-from contrastive.files import save_tensors, write_text
+from contrastive.files import save_tensors, sha256_of, write_text
 
 __all__ = [
     "MLP",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 WEIGHTS, RECIPE = "encoder.safetensors", "encoder.json"
+_CHECKSUM = "weights_sha256"  # in the JSON: safetensors itself loads a flipped bit in silence
 
 
 class MLP(nn.Module):
@@ -368,7 +370,7 @@ def build(recipe: Recipe, *, seed: int = 0) -> tuple[ImageEncoder, nn.Module]:
 
 
 def save_encoder(folder: Path, recipe: Recipe, encoder: nn.Module, projector: nn.Module, critic: nn.Module) -> None:
-    """Writes the weights as safetensors and, beside them, the JSON that rebuilds the modules.
+    """Writes the weights as safetensors and, beside them, the JSON that rebuilds the modules and holds their checksum.
 
     Arguments:
         folder: an existing run folder.
@@ -379,7 +381,8 @@ def save_encoder(folder: Path, recipe: Recipe, encoder: nn.Module, projector: nn
     """
     modules = nn.ModuleDict({"encoder": encoder, "projector": projector, "critic": critic})
     save_tensors(folder / WEIGHTS, modules.state_dict())
-    text = json.dumps({"kpair": version("kpair"), **asdict(recipe)}, indent=2)
+    digest = sha256_of(folder / WEIGHTS)
+    text = json.dumps({"kpair": version("kpair"), _CHECKSUM: digest, **asdict(recipe)}, indent=2)
     write_text(folder / RECIPE, text + "\n")
 
 
@@ -419,15 +422,26 @@ def load_recipe(run: str | Path) -> Recipe:
     Raises:
         InputError: when there is none, or one of another version.
     """
+    fields = _read_json(run)
+    fields.pop("kpair", None)
+    fields.pop(_CHECKSUM, None)
+    try:
+        return Recipe(**fields)
+    except TypeError as error:
+        raise InputError(f"{Path(run) / RECIPE} cannot be read: {error}") from error
+
+
+def _read_json(run: str | Path) -> dict[str, Any]:
     path = Path(run) / RECIPE
     if not path.is_file():
         raise InputError(f"{run} holds no trained encoder: {RECIPE} is missing (is the run finished?)")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        fields.pop("kpair", None)
-        return Recipe(**fields)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} cannot be read: it holds a {type(fields).__name__}, expected names and values")
+    return fields
 
 
 def load_weights(run: str | Path, *, encoder: nn.Module, projector: nn.Module, critic: nn.Module | None = None) -> None:
@@ -440,20 +454,23 @@ def load_weights(run: str | Path, *, encoder: nn.Module, projector: nn.Module, c
         critic: likewise; None leaves its weights in the file.
 
     Raises:
-        InputError: when the file is missing, unreadable, or of another architecture.
+        InputError: when the file is missing, unreadable, damaged (by its checksum, where the run has one), or of
+            another architecture; the modules are left as they were.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(run) / WEIGHTS
     try:
+        expected = _read_json(run).get(_CHECKSUM)
+        if expected is not None and sha256_of(path) != expected:
+            raise InputError(f"{path} is damaged: its checksum is not the one in {RECIPE}")
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     modules = nn.ModuleDict({"encoder": encoder, "projector": projector})
     if critic is not None:
         modules["critic"] = critic
-    try:
-        modules.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in modules})
-    except RuntimeError as error:
-        raise InputError(f"the weights in {path} do not fit the modules: {error}") from error
+    wanted = {k: v for k, v in state.items() if k.split(".")[0] in modules}
+    check_state(modules, wanted, source=path)
+    modules.load_state_dict(wanted)

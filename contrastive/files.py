@@ -1,13 +1,15 @@
 """Files that are whole or absent: written beside, then renamed over."""
 
+import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["replacing", "save_tensors", "write_bytes", "write_text"]
+__all__ = ["remove_scraps", "replacing", "save_tensors", "sha256_of", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -23,8 +25,40 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Writes a folder's names to the disk: until then a power failure may bring an old file back, or none."""
+    with suppress(OSError):  # Windows opens no folder, and some network file systems flush none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_scraps(folder: Path) -> None:
+    """Removes what `replacing` left of files that were being written when their process was killed.
+
+    Arguments:
+        folder: in which nobody else is writing; it need not exist.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9]+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Arguments:
+        path: of the file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,33 +1,39 @@
 """Self-supervised training: two views of every image, an encoder, a projector and a criterion.
 
 `fit` takes modules and callables, runs Lightning's Trainer, and resumes bit for bit: every draw within a step is a
-pure function of (seed, step), every epoch's order of (seed, epoch), so a checkpoint needs no random state.
+pure function of (seed, step), every epoch's order of (seed, epoch), so a checkpoint needs no random state. A process
+that is asked to stop (SIGTERM, Ctrl-C) saves first.
 """
 
 import csv
 import logging
+import random
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, UInt8
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from contrastive.batches import Batches, derived_seed
+from contrastive.checkpoints import check_state, load_checkpoint, save_checkpoint
 from contrastive.errors import InputError
-from contrastive.files import replacing, save_tensors
+from contrastive.files import save_tensors
 
-__all__ = ["FitResult", "fit", "newest_checkpoint", "read_history"]
+__all__ = ["CheckedFiles", "FitResult", "fit", "read_history"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def fit(
         each_step: told the number of each step, from 0, before it is taken: sets what changes during a training, such
             as the miner of a criterion (`miners.annealed`). A resumed run goes on at the number it stopped at, so
             whatever is a function of it needs no state.
-        resume_from: a checkpoint of the same run.
+        resume_from: a checkpoint of the same run, such as `contrastive.checkpoints.newest_checkpoint` finds.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch. The newest two are kept.
         progress: whether to show a progress bar.
         tensorboard: whether to log for TensorBoard as well.
@@ -109,8 +115,11 @@ def fit(
         Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode.
 
     Raises:
-        InputError: for a batch larger than the data, and for a loss or projection that is not finite: the
-            message names the step, and the batch is saved in `out`.
+        InputError: for a batch larger than the data; for a loss or projection that is not finite: the message names
+            the step, and the batch is saved in `out`; for a checkpoint that is damaged or of other modules; where a
+            checkpoint cannot be written.
+        KeyboardInterrupt: for Ctrl-C, after the step under way and a checkpoint; a second one waits for neither.
+        SystemExit: for SIGTERM, likewise, with the status 143.
 
     References:
         | A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)
@@ -118,6 +127,9 @@ def fit(
     """
     if not 2 <= batch_size <= len(images):
         raise InputError(f"the batch size is {batch_size}, expected 2 to {len(images)}, the number of training images")
+    before = None if resume_from is None else load_checkpoint(resume_from)
+    if before is not None and (lacking := [key for key in ("state_dict", "global_step", "steps") if key not in before]):
+        raise InputError(f"{resume_from} is no checkpoint of a training: {', '.join(lacking)} missing")
     batches = Batches(images, batch_size, seed=seed)
     model = _TwoViews(
         encoder,
@@ -132,24 +144,14 @@ def fit(
         epochs * len(batches),
         each_epoch,
         each_step,
+        resume_from,
     )
     with _quiet_lightning():
-        loggers: list[Logger] = [_csv_logger(out, resume_from)]
+        loggers: list[Logger] = [_csv_logger(out, before)]
         if tensorboard:
             loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
-        callbacks: list[Callback] = [
-            ModelCheckpoint(
-                dirpath=out / "checkpoints",
-                filename="step-{step:08d}",
-                auto_insert_metric_name=False,
-                monitor="step",
-                mode="max",
-                save_top_k=2,
-                every_n_train_steps=checkpoint_every,
-                every_n_epochs=None if checkpoint_every else 1,
-                save_on_train_epoch_end=True,
-            )
-        ]
+        stop = _StopRequest()
+        callbacks: list[Callback] = [_Checkpoints(out / "checkpoints", checkpoint_every, stop)]
         if progress:
             callbacks.append(RichProgressBar())
         trainer = pl.Trainer(
@@ -159,7 +161,7 @@ def fit(
             max_epochs=epochs,
             logger=loggers,
             callbacks=callbacks,
-            plugins=[_WholeFiles()],
+            plugins=[CheckedFiles()],
             log_every_n_steps=model.log_every,
             enable_progress_bar=progress,
             enable_model_summary=False,
@@ -169,10 +171,16 @@ def fit(
         try:
             trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
         except SystemExit:
-            if not trainer.interrupted:
+            if stop.signal is signal.SIGTERM or not trainer.interrupted:
                 raise
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from here on
             raise KeyboardInterrupt from None
+        except _Stopped:
+            stop.obey()
+        finally:
+            stop.ignore()
+        if stop.signal is not None:  # during the last epoch's measurement
+            stop.obey()
     model.eval()
     # Of steps alone: what is measured or saved between them is not training.
     stepping = model.step_seconds + batches.seconds
@@ -184,22 +192,6 @@ def fit(
         loading_share=batches.seconds / stepping if model.steps_now else float("nan"),
         augmenting_share=model.view_seconds / stepping if model.steps_now else float("nan"),
     )
-
-
-def newest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read; None where there is none.
-
-    Arguments:
-        out: the run folder.
-    """
-    for path in sorted((out / "checkpoints").glob("step-*.ckpt"), reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            warnings.warn(f"{path} cannot be read ({error}); trying the one before", stacklevel=2)
-        else:
-            return path
-    return None
 
 
 def read_history(out: Path) -> list[dict[str, float]]:
@@ -232,12 +224,13 @@ class _TwoViews(pl.LightningModule):
         steps: int,
         each_epoch: Callable[[], dict[str, float]] | None,
         each_step: Callable[[int], None] | None,
+        resumed_from: Path | None,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
-        self.each_epoch, self.each_step = each_epoch, each_step
+        self.each_epoch, self.each_step, self.resumed_from = each_epoch, each_step, resumed_from
         self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
@@ -266,7 +259,7 @@ class _TwoViews(pl.LightningModule):
         if self.each_step is not None:
             self.each_step(self.global_step)
         # Views, dropout and whatever else draws: the same at this step, resumed or not.
-        torch.manual_seed(derived_seed(self.seed, self.global_step))
+        _seed_everything(derived_seed(self.seed, self.global_step))
         start = time.perf_counter()
         pixels = images.float() / 255
         views = self.view(torch.cat([pixels, pixels]))
@@ -310,6 +303,7 @@ class _TwoViews(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_broken_weights()
+        checkpoint["steps"] = self.steps
         checkpoint["last_loss"] = self.last_loss
         checkpoint["measured_at"] = self.measured_at
         checkpoint["seconds"] = self.seconds()
@@ -317,6 +311,10 @@ class _TwoViews(pl.LightningModule):
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        source = self.resumed_from or "the checkpoint"
+        check_state(self, checkpoint["state_dict"], source=source)
+        if checkpoint["steps"] != self.steps:  # the schedule of the learning rate is another one
+            raise InputError(f"{source} is of a training of {checkpoint['steps']} steps, expected {self.steps}")
         self.last_loss = checkpoint["last_loss"]
         self.measured_at = checkpoint["measured_at"]
         self.seconds_before = checkpoint["seconds"]
@@ -345,25 +343,103 @@ class _TwoViews(pl.LightningModule):
         )
 
 
-class _WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are whole or absent: written beside, flushed, then renamed over.
+class _Stopped(BaseException):
+    """A checkpoint was written because the process was asked to stop; not an error that anybody should catch."""
 
-    Lightning's own writer goes through the system's temporary folder, which on a full disk destroys the
-    previous file as well.
+
+class _StopRequest:
+    """The signal that asked this process to stop, heard between steps; a second one is obeyed at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        # Elsewhere than in the main thread there is nothing to hear; a shell's background job ignores Ctrl-C.
+        heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in heard}
+        self.before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+
+    def listen(self) -> None:
+        """From here on a signal is a request."""
+        for number in self.before:
+            signal.signal(number, self._hear)
+
+    def ignore(self) -> None:
+        """Gives signals back to whom they belonged."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def obey(self) -> NoReturn:
+        """Ends the process as the signal would have."""
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self.signal = signal.Signals(number)
+            self.obey()
+        self.signal = signal.Signals(number)
+
+
+class _Checkpoints(Checkpoint):
+    """Writes a checkpoint every so many steps or each epoch, and when asked to stop; keeps the newest two."""
+
+    def __init__(self, folder: Path, every: int | None, stop: _StopRequest) -> None:
+        self.folder, self.every, self.stop = folder, every, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.listen()  # not earlier: Lightning would put handlers of its own in front
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        stopping = self.stop.signal is not None
+        if stopping or (self.every and trainer.global_step % self.every == 0):
+            self._save(trainer)
+        if stopping:
+            raise _Stopped
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.every:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            # Those of later steps are of a future that this training, resumed from an earlier one, has not taken.
+            earlier = sorted(p for p in self.folder.glob("step-*.ckpt") if p.name < path.name)
+            for old in self.folder.glob("step-*.ckpt"):
+                if old not in (path, *earlier[-1:]):
+                    old.unlink(missing_ok=True)
+
+
+class CheckedFiles(TorchCheckpointIO):
+    """Lightning's checkpoints by `contrastive.checkpoints`: ``pl.Trainer(plugins=[CheckedFiles()])``.
+
+    Its own writer goes through the system's temporary folder, which on a full disk destroys the previous file as well.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        """Writes a checkpoint; whatever cannot be read without running code has no place in it."""
+        save_checkpoint(path, checkpoint)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint if it is whole, and never runs code, whatever `weights_only` says."""
+        return load_checkpoint(path, map_location=map_location or "cpu")
 
 
-def _csv_logger(out: Path, resume_from: Path | None) -> CSVLogger:
+def _seed_everything(seed: int) -> None:
+    """Whatever a view draws with: torch, NumPy's global generator, or Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # the global one, which a caller's view may draw from
+    random.seed(seed)
+
+
+def _csv_logger(out: Path, before: dict[str, Any] | None) -> CSVLogger:
     """A logger that keeps what earlier attempts logged up to the checkpoint; Lightning's deletes it."""
     kept: list[dict[str, str]] = []
-    if resume_from is not None and (out / "metrics.csv").is_file():
-        step = int(torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    if before is not None and (out / "metrics.csv").is_file():
+        step = int(before["global_step"])
         with (out / "metrics.csv").open(newline="", encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) < step]
     logger = CSVLogger(out, name="", version="", flush_logs_every_n_steps=50)

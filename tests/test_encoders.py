@@ -98,15 +98,21 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path):
     save_encoder(tmp_path, CONVNET, encoder, projector, nn.Identity())
     weights = (tmp_path / "encoder.safetensors").read_bytes()
     (tmp_path / "encoder.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"damaged: its checksum is not the one in encoder\.json"):
         load_encoder(tmp_path)
     (tmp_path / "encoder.safetensors").write_bytes(weights)
     text = (tmp_path / "encoder.json").read_text()
     (tmp_path / "encoder.json").write_text(text.replace("8\n", "9\n"))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="another architecture"):
         load_encoder(tmp_path)
     (tmp_path / "encoder.json").write_text(text.replace("ConvNet", "system"))
     with pytest.raises(InputError, match="no encoder 'system'"):
+        load_encoder(tmp_path)
+    old = text.replace("weights_sha256", "kpair")  # of a version that wrote no checksum
+    (tmp_path / "encoder.json").write_text(old)
+    load_encoder(tmp_path)
+    (tmp_path / "encoder.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
         load_encoder(tmp_path)
     (tmp_path / "encoder.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):

@@ -1,5 +1,6 @@
 """The command `kpair`: the one place where names become functions."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -20,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the words after `kpair`; None takes them from the command line.
 
     Returns:
-        The exit status: 0, 2 for input that the user can mend (one sentence on standard error), 130 for Ctrl-C.
+        The exit status: 0, 2 for what the user can mend (one sentence on standard error: input, a full disk, too little
+        memory), 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:] if arguments is None else arguments
     commands: dict[str, Callable[[list[str]], None]] = {
@@ -46,9 +48,36 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kpair: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("kpair: interrupted; what was under way goes on with --resume auto", file=sys.stderr)
+        print(f"kpair: interrupted; {_GOES_ON}", file=sys.stderr)
         return 130
+    except SystemExit as ending:
+        if ending.code == 143:
+            print(f"kpair: terminated; {_GOES_ON}", file=sys.stderr)
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (what := _of_the_machine(error)) is None:
+            raise
+        print(f"kpair: error: {what}", file=sys.stderr)
+        return 2
     return 0
+
+
+_GOES_ON = "what was under way goes on with --resume auto"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What the machine lacks, in one sentence; None for a defect, which keeps its traceback."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror})"
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+        first = text.strip().splitlines()[0] if text.strip() else "no more to be had"
+        return (
+            f"out of memory ({first}): a smaller --batch-size, --limit, --image-size or encoder takes less, "
+            "and --resume auto goes on from the last checkpoint"
+        )
+    return None
 
 
 _HELP = """usage: kpair COMMAND [options]

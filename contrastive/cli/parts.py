@@ -1,6 +1,5 @@
 """Parts of an evaluation beside its JSON file, so that a killed one goes on where it was."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from contrastive.errors import InputError
-from contrastive.files import save_tensors, write_text
+from contrastive.files import save_tensors, sha256_of, write_text
 
 __all__ = ["digest", "remove", "resumed"]
 
@@ -27,8 +26,7 @@ def digest(path: Path) -> str:
         InputError: for a file that cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 

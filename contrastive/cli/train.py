@@ -10,12 +10,14 @@ from typing import Any
 from torch import nn
 
 from contrastive import runs, tables
+from contrastive.checkpoints import locked, newest_checkpoint
 from contrastive.cli.configuration import read_options
 from contrastive.cli.evaluate import measure, say
 from contrastive.cli.names import Setup, set_up
 from contrastive.criterion import KPairLoss
 from contrastive.encoders import save_encoder
 from contrastive.errors import InputError
+from contrastive.files import remove_scraps
 from miners import Miner
 
 __all__ = ["train"]
@@ -42,12 +44,18 @@ def train(words: list[str]) -> None:
     if (out / runs.METRICS).exists():
         print(f"{out} is finished; nothing is left to do")
         return
+    with locked(out):
+        for folder in (out, out / "checkpoints"):
+            remove_scraps(folder)
+        _run(out, config, setup)
 
+
+def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
     from contrastive.evaluation import Model, hard_negatives, held_out_figures
-    from contrastive.training import fit, newest_checkpoint
+    from contrastive.training import fit
 
     progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
-    resume_from = newest_checkpoint(out)
+    resume_from = newest_checkpoint(out / "checkpoints", "step-*.ckpt")
     say(
         f"{'resuming' if resume_from else 'training'} in {out}: {_title(config, setup)}, {len(setup.data.train)} images"
     )
