@@ -1,4 +1,4 @@
-"""What a simple classifier reads off frozen embeddings: k nearest neighbours, linear, one hidden layer.
+"""What a simple classifier reads off frozen embeddings: k-NN, linear, one hidden layer; what clusterings are worth.
 
 The probes answer one question, how much of the label is there to be read, in bounded time; the
 protocol of a paper belongs to the experiment that repeats it.
@@ -21,7 +21,7 @@ from torch import Tensor
 from contrastive.errors import InputError
 from contrastive.retrieval import RANKING_BLOCK, Backend, Labels, Rows, as_pair, label_ids, search
 
-__all__ = ["knn_accuracy", "knn_vote", "linear_accuracy", "mlp_accuracy"]
+__all__ = ["cluster_accuracy", "knn_accuracy", "knn_vote", "linear_accuracy", "mlp_accuracy"]
 
 LINEAR_ITERATIONS = 100
 MLP_STEPS = 2000
@@ -204,6 +204,45 @@ def mlp_accuracy(train: Rows, train_labels: Labels, test: Rows, test_labels: Lab
         random_state=seed,
     )
     return _fitted_accuracy(model, x, classes, queries, truth)
+
+
+def cluster_accuracy(clusters: Labels, labels: Labels) -> float:
+    r"""Computes the accuracy of a clustering: clusters are named by labels, one to one, as well as can be.
+
+    .. math::
+        \max_\pi \frac1n \sum_i [\pi(k_i) = c_i], \qquad \pi \text{ one-to-one}
+
+    The names are chosen by the very labels that judge, as is custom: with few rows and many clusters that is worth
+    something by itself. Clusters beyond the number of labels get no name and count as wrong.
+
+    Arguments:
+        clusters: :math:`k_i`, one a row, integers or strings.
+        labels: :math:`c_i`, likewise.
+
+    Returns:
+        The share of rows whose cluster has their label's name.
+
+    Raises:
+        InputError: for labels that do not fit, none of them, or another number of them.
+
+    Example:
+        >>> cluster_accuracy(torch.tensor([2, 2, 7, 7]), ["a", "a", "b", "a"])
+        0.75
+
+    References:
+        | The Hungarian Method for the Assignment Problem (Kuhn, 1955)
+        | https://doi.org/10.1002/nav.3800020109
+    """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # it ships no types
+
+    (found,) = label_ids("cluster_accuracy", ("clusters", clusters, len(clusters)))
+    (truth,) = label_ids("cluster_accuracy", ("labels", labels, len(clusters)))
+    if not len(found):
+        raise InputError("cluster_accuracy: there are no rows")
+    counts = torch.zeros(int(found.max()) + 1, int(truth.max()) + 1, dtype=torch.int64)
+    counts.index_put_((found, truth), torch.ones_like(found), accumulate=True)
+    named = linear_sum_assignment(counts.numpy(), maximize=True)
+    return float(counts.numpy()[named].sum()) / len(found)
 
 
 def _checked(

@@ -1,5 +1,6 @@
 """Probes: k-NN against loops and scikit-learn, the fitted ones by what they must and must not be able to read."""
 
+import itertools
 import math
 import warnings
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from contrastive import _faiss, probing
 from contrastive.errors import InputError
-from contrastive.probing import knn_accuracy, knn_vote, linear_accuracy, mlp_accuracy
+from contrastive.probing import cluster_accuracy, knn_accuracy, knn_vote, linear_accuracy, mlp_accuracy
 
 PROBES = [knn_accuracy, linear_accuracy, mlp_accuracy]
 probes = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
@@ -320,3 +321,29 @@ def test_fashion_mnist_pixels(data_root):
     x, y = (part.data[:2000].flatten(1) / 255 for part in (train, test))
     accuracies = [probe(x, train.targets[:2000], y, test.targets[:2000]) for probe in PROBES]
     assert all(0.75 < accuracy < 0.88 for accuracy in accuracies), accuracies
+
+
+# --- clusterings ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))
+def test_cluster_accuracy_is_the_best_of_all_namings(rows, clusters, labels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(0, clusters, (rows,), generator=generator).tolist()
+    truth = torch.randint(0, labels, (rows,), generator=generator).tolist()
+    # Names for all clusters: the labels, and as many that nothing has.
+    names = [*range(labels), *range(-clusters, 0)]
+    best = max(
+        sum(naming[k] == c for k, c in zip(found, truth, strict=True))
+        for naming in itertools.permutations(names, clusters)
+    )
+    assert cluster_accuracy(torch.tensor(found), torch.tensor(truth)) == best / rows
+
+
+def test_cluster_accuracy_of_what_does_not_fit():
+    assert cluster_accuracy(["x", "y"], torch.tensor([7, -3])) == 1.0
+    with pytest.raises(InputError, match="cluster_accuracy: 1 labels for 2 rows"):
+        cluster_accuracy(torch.tensor([0, 1]), torch.tensor([0]))
+    with pytest.raises(InputError, match="no rows"):
+        cluster_accuracy(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
