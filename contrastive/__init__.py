@@ -11,8 +11,10 @@ True
 """
 
 from contrastive.bounds import Bound, infonce_bound, nwj_bound, pool_infonce
+from contrastive.chunks import Chunked, in_chunks
 from contrastive.criterion import KPairLoss
 from contrastive.critics import Bilinear, Concat, Cosine, InnerProduct, NegativeSquaredDistance, Separable
+from contrastive.distributed import GlobalBatch, gather_rows, mean_over_ranks
 from contrastive.encoders import load_encoder
 from contrastive.errors import InputError
 from contrastive.estimation import Estimate, estimate_mi
@@ -53,9 +55,11 @@ from contrastive.tiled import tiled_kpair_loss, tiled_ntxent_loss, tiled_symmetr
 __all__ = [
     "Bilinear",
     "Bound",
+    "Chunked",
     "Concat",
     "Cosine",
     "Estimate",
+    "GlobalBatch",
     "InnerProduct",
     "InputError",
     "KPairLoss",
@@ -70,6 +74,8 @@ __all__ = [
     "estimate_mi",
     "evaluate_retrieval",
     "flo",
+    "gather_rows",
+    "in_chunks",
     "infonce",
     "infonce_bound",
     "interpolated",
@@ -80,6 +86,7 @@ __all__ = [
     "lifted_loss",
     "list_scores",
     "load_encoder",
+    "mean_over_ranks",
     "multi_similarity_loss",
     "ntxent_loss",
     "nwj",

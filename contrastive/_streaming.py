@@ -13,7 +13,7 @@ from contrastive.factors import Factors, Splits, factorises, factors_of, without
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
 
-__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "views"]
+__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "or_self", "swapped", "views"]
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -75,8 +75,7 @@ def directions(
         plain = partial(_plain_symmetric, unit=factors.unit, absent=absent) if stored else None
         return _formed(compute, plain, factors.anchors, factors.candidates, factors.scale)
     there = direction(function, critic, x, candidates, None, absent=absent, miner=miner, stored=stored)
-    swapped = None if absent is None else partial(_swapped, absent)
-    back = direction(function, critic, x, y, None, absent=swapped, miner=miner, stored=stored, turned=True)
+    back = direction(function, critic, x, y, None, absent=swapped(absent), miner=miner, stored=stored, turned=True)
     return (there + back) / 2
 
 
@@ -102,7 +101,7 @@ def views(
             return _formed(compute, plain, factors.anchors, factors.scale)
     candidates = joined(function, z, negatives)
     targets = partners(len(z), device=z.device)
-    absent = partial(_or_self, absent)
+    absent = partial(or_self, absent)
     return direction(function, critic, z, candidates, targets, absent=absent, miner=miner, stored=stored)
 
 
@@ -234,11 +233,17 @@ def _product(u: Tensor, v: Tensor, *, scale: Tensor | float, unit: bool) -> Tens
     return Factors(u, v, scale, unit).scores()
 
 
-def _swapped(absent: Absent, rows: Tensor, columns: Tensor) -> Tensor:
+def swapped(absent: Absent | None) -> Absent | None:
+    """Which pairs are absent in the other direction."""
+    return None if absent is None else partial(_absent_turned, absent)
+
+
+def _absent_turned(absent: Absent, rows: Tensor, columns: Tensor) -> Tensor:
     return absent(columns, rows).T
 
 
-def _or_self(absent: Absent | None, rows: Tensor, columns: Tensor) -> Tensor:
+def or_self(absent: Absent | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """Which pairs are absent, or an item and itself."""
     same = rows[:, None] == columns
     return same if absent is None else same | checked_mask(absent(rows, columns), len(rows), len(columns))
 

@@ -16,7 +16,7 @@ from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_rows, check_values, eager_on_cpu
 
-__all__ = ["one_direction", "one_direction_scored", "parameters_of"]
+__all__ = ["one_direction", "one_direction_scored", "parameters_of", "refuse_strangers"]
 
 # Floats of a strip, and the rows it has at least and at most: every strip reads and writes the gradient of all
 # candidates, so a few rows would not be worth it.
@@ -178,7 +178,7 @@ def _mined_(
         torch.mul(exponentials, share, out=strip).scatter_(1, column, -rest)
         return losses, [torch.zeros_like(p) for p in parameters or ()]
     if numbers[0] == 0:
-        _refuse_strangers(function, "miner", checked, [seen, *parameters])
+        refuse_strangers(function, "miner", checked, [seen, *parameters])
     by_weight = exponentials.mul_(share).scatter_(1, column, (own_weight - losses).exp_().masked_fill_(padding, 0.0))
     through, *extra = torch.autograd.grad(
         checked, [seen, *parameters], by_weight, allow_unused=True, materialize_grads=True
@@ -233,9 +233,9 @@ def one_direction_scored(
             log_weights = None if miner is None else miner(as_float32(scores), targets[rows], anchors=numbers)
             leaves = (left, right, *parameters)
             if gradient and rows.start == 0:
-                _refuse_strangers(function, "critic", scores, leaves)
+                refuse_strangers(function, "critic", scores, leaves)
                 if log_weights is not None:
-                    _refuse_strangers(function, "miner", log_weights, leaves)
+                    refuse_strangers(function, "miner", log_weights, leaves)
             try:
                 strip = kpair_loss(scores, targets[rows], log_weights=log_weights)
             except ValueError:
@@ -260,7 +260,7 @@ def one_direction_scored(
     return losses.mean(), gradients
 
 
-def _refuse_strangers(function: str, what: str, result: Tensor, known: Sequence[Tensor]) -> None:
+def refuse_strangers(function: str, what: str, result: Tensor, known: Sequence[Tensor]) -> None:
     """Refuses a result that depends on tensors whose gradient would be lost: they are not among those known."""
     leaves, seen, stack = {id(z) for z in known}, set(), [result.grad_fn]
     while stack:

@@ -1,10 +1,10 @@
 """A queue of keys from earlier batches: more columns of negatives."""
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.collectives import gather_rows, world_size
 from miners._rows import refuse_broken_rows
 
 __all__ = ["Queue"]
@@ -135,7 +135,7 @@ class Queue(nn.Module):
         keys = keys.to(self._keys)
         refuse_broken_rows("Queue.enqueue", "keys", keys)
         ids = None if ids is None else ids.to(self._ids)
-        if gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if gather and world_size() > 1:
             keys, ids = _of_all_ranks(keys, ids)
         self._add(keys, ids)
 
@@ -173,24 +173,10 @@ class Queue(nn.Module):
 
 def _of_all_ranks(keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The keys and ids of all ranks, one rank after the other; batches may differ in length."""
-    here = torch.tensor([len(keys), ids is not None], dtype=torch.int64, device=keys.device)
-    counts, with_ids = torch.stack(_gathered(here)).tolist(), ids is not None
-    lengths = [int(length) for length, _ in counts]
-    if any(bool(flag) != with_ids for _, flag in counts):  # every rank sees it, so none is left waiting
+    (given,) = gather_rows(torch.tensor([ids is not None], device=keys.device))
+    if bool(given.any()) != bool(given.all()):  # every rank sees it, so none is left waiting
         raise ValueError("Queue.enqueue: some ranks gave ids and others did not")
-    # As bytes: not every backend knows every dtype.
-    rows = _rows_of_all_ranks(keys.contiguous().view(torch.uint8), lengths).view(keys.dtype)
-    return rows, None if ids is None else _rows_of_all_ranks(ids, lengths)
-
-
-def _rows_of_all_ranks(x: Tensor, lengths: list[int]) -> Tensor:
-    """Rows of every rank, padded to the longest for the journey."""
-    padded = x.new_zeros(max(lengths), *x.shape[1:])
-    padded[: len(x)] = x
-    return torch.cat([part[:length] for part, length in zip(_gathered(padded), lengths, strict=True)])
-
-
-def _gathered(x: Tensor) -> list[Tensor]:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    return parts
+    if ids is None:
+        return gather_rows(keys)[0], None
+    keys, ids = gather_rows(keys, ids)
+    return keys, ids

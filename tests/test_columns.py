@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import run_ranks
 from references import INF, close, gradient, refused, scores_with_gaps
 
 from contrastive import Bilinear, Concat, Cosine, InnerProduct, KPairLoss, kpair_loss
@@ -291,9 +291,8 @@ RANKS = [
 ]
 
 
-def _rank(rank, world, address, folder):
+def _rank(rank, world):
     """One of several processes: enqueues batches of its own lengths, then asks for what must be refused."""
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world)
     generator = torch.Generator().manual_seed(rank)
     found = []
     for dtype, lengths in RANKS:
@@ -313,14 +312,12 @@ def _rank(rank, world, address, folder):
         unnumbered = Queue(9, 3, dtype=dtype)
         unnumbered.enqueue(sent[0][0])
         found.append((queue.keys(), queue.ids(), alone.ids(), sent, messages, unnumbered.keys()))
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.slow
-def test_all_ranks_hold_the_keys_of_all_ranks(tmp_path):
-    torch.multiprocessing.spawn(_rank, (2, tmp_path / "store", tmp_path), nprocs=2)
-    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_all_ranks_hold_the_keys_of_all_ranks():
+    both = run_ranks(_rank, 2)
     for (dtype, _), *ranks in zip(RANKS, *both, strict=True):
         sent = [part for pair in zip(ranks[0][3], ranks[1][3], strict=True) for part in pair]
         for keys, ids, alone, own, messages, unnumbered in ranks:

@@ -41,13 +41,13 @@ def test_an_import_is_light_and_fast():
     script = (
         "import sys, time, torch\n"
         "before = set(sys.modules)\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import contrastive, miners\n"
-        "seconds = time.perf_counter() - start\n"
+        "seconds = time.process_time() - start\n"
         "print(seconds, *sorted({name.split('.')[0] for name in set(sys.modules) - before}))\n"
     )
     seconds = []
-    for _ in range(5):  # a busy machine only ever makes it slower: the smallest of five is the cost
+    for _ in range(5):  # of processor time, which a busy machine raises too: the smallest of five is the cost
         run = python(script)
         assert run.returncode == 0, run.stderr
         first, *brought = run.stdout.split()
@@ -56,7 +56,9 @@ def test_an_import_is_light_and_fast():
         seconds.append(float(first))
         if min(seconds) < 0.3:
             return
-    pytest.fail(f"importing contrastive and miners took {min(seconds):.2f} s beyond torch, expected less than 0.3 s")
+    pytest.fail(
+        f"importing contrastive and miners took {min(seconds):.2f} s of processor time beyond torch, expected less than 0.3 s"
+    )
 
 
 def foreign(folder):
