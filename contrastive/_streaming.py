@@ -13,7 +13,18 @@ from contrastive.factors import Factors, Splits, factorises, factors_of, without
 from contrastive.objectives import kpair_loss
 from contrastive.scores import WeighsNegatives, as_float32, check_targets, partners, without_self
 
-__all__ = ["Critic", "check_pairs", "direction", "directions", "joined", "or_self", "swapped", "views"]
+__all__ = [
+    "Critic",
+    "as_under_autocast",
+    "check_pairs",
+    "direction",
+    "directions",
+    "formed",
+    "joined",
+    "or_self",
+    "swapped",
+    "views",
+]
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,13 +57,13 @@ def direction(
         u, v = (factors.candidates, factors.anchors) if turned else (factors.anchors, factors.candidates)
         compute = partial(one_direction, function, unit=factors.unit, **options)
         plain = partial(_plain, targets=targets, unit=factors.unit, absent=absent) if stored and miner is None else None
-        return _formed(compute, plain, u, v, factors.scale, *parameters_of(miner))
+        return formed(compute, plain, u, v, factors.scale, *parameters_of(miner))
     a, b, score = (*critic.split(x, y), critic.pairs) if isinstance(critic, Splits) else (x, y, critic)
-    score = _as_under_autocast(score, x)
+    score = as_under_autocast(score, x)
     if turned:
         a, b, score = b, a, partial(_transposed, score)
     compute = partial(one_direction_scored, function, score, **options)
-    return _formed(compute, None, a, b, *parameters_of(critic, miner))
+    return formed(compute, None, a, b, *parameters_of(critic, miner))
 
 
 def directions(
@@ -73,7 +84,7 @@ def directions(
         factors = factors_of(critic, x, candidates)
         compute = partial(two_directions, function, unit=factors.unit, absent=absent, stored=stored)
         plain = partial(_plain_symmetric, unit=factors.unit, absent=absent) if stored else None
-        return _formed(compute, plain, factors.anchors, factors.candidates, factors.scale)
+        return formed(compute, plain, factors.anchors, factors.candidates, factors.scale)
     there = direction(function, critic, x, candidates, None, absent=absent, miner=miner, stored=stored)
     back = direction(function, critic, x, y, None, absent=swapped(absent), miner=miner, stored=stored, turned=True)
     return (there + back) / 2
@@ -98,7 +109,7 @@ def views(
         if factors.anchors is factors.candidates:  # symmetric scores
             compute = partial(_two_views, function, unit=factors.unit, stored=stored)
             plain = partial(_plain_views, unit=factors.unit) if stored else None
-            return _formed(compute, plain, factors.anchors, factors.scale)
+            return formed(compute, plain, factors.anchors, factors.scale)
     candidates = joined(function, z, negatives)
     targets = partners(len(z), device=z.device)
     absent = partial(or_self, absent)
@@ -166,7 +177,7 @@ def _differentiable(
     return [next(found) if need else None for need in needed]
 
 
-def _formed(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
+def formed(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:
     """The loss, computed in eager mode: its loops over tiles are nothing that a compiler could improve."""
     apply = _FormedAtOnce.apply if torch.is_grad_enabled() else _value
     if torch.compiler.is_compiling():
@@ -187,7 +198,7 @@ def _computed(compute: Callable[..., Any], inputs: Sequence[Any], needed: tuple[
     return value, gradients
 
 
-def _as_under_autocast(score: Critic, x: Tensor) -> Critic:
+def as_under_autocast(score: Critic, x: Tensor) -> Critic:
     """A critic's own layers run as autocast says where the loss is called; everything else in at least float32."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):

@@ -15,10 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contrastive._streaming import check_pairs, direction, joined, or_self, swapped
+from contrastive._ring import Blocks, ring_loss
+from contrastive._streaming import as_under_autocast, check_pairs, direction, formed, joined, or_self, swapped
+from contrastive._strips import parameters_of
 from contrastive._tiles import Absent
 from contrastive.collectives import Group, gather_rows, mean_over_ranks, row_counts, world_size
 from contrastive.criterion import KPairLoss
+from contrastive.factors import Splits
 from contrastive.scores import WeighsNegatives
 
 __all__ = ["GlobalBatch", "gather_rows", "mean_over_ranks"]
@@ -38,8 +41,12 @@ class GlobalBatch(nn.Module):
     numbers as `anchors`; its facts are of all pairs: ``same_label(*gather_rows(labels))``. Scores are streamed,
     whatever `criterion` says, so the loss can be differentiated once.
 
+    Where the keys of all ranks do not fit either, they can go round a ring, one rank's at a time: the same value and
+    gradient, which is formed with the value, so that every rank has to scale its loss alike.
+
     Arguments:
         criterion: of one process. Its miner may be changed from step to step.
+        ring: whether keys go round instead of being gathered; not with a miner, which sees whole rows.
         group: of the ranks that share a batch; None: all.
 
     Example:
@@ -53,9 +60,10 @@ class GlobalBatch(nn.Module):
         | https://arxiv.org/abs/2103.00020
     """
 
-    def __init__(self, criterion: KPairLoss, *, group: Group = None) -> None:
+    def __init__(self, criterion: KPairLoss, *, ring: bool = False, group: Group = None) -> None:
         super().__init__()
         self.criterion = criterion
+        self.ring = ring
         self.group = group
 
     def forward(
@@ -79,7 +87,8 @@ class GlobalBatch(nn.Module):
             W/N times the sum over this rank's anchors.
 
         Raises:
-            ValueError: as `KPairLoss`; on every rank, for rows that are wider on one rank than on another.
+            ValueError: as `KPairLoss`; on every rank, for rows that are wider on one rank than on another; for a miner
+                and a ring.
         """
         if world_size(self.group) == 1:
             loss: Tensor = self.criterion(x, y, negatives=negatives, absent=absent)
@@ -88,6 +97,8 @@ class GlobalBatch(nn.Module):
         if isinstance(absent, Tensor):
             raise ValueError("GlobalBatch: absent is a tensor, expected a function of row numbers throughout all ranks")
         lengths = row_counts(x, y, group=self.group)
+        if self.ring:
+            return self._around(x, y, negatives, absent, lengths)
         own = _numbers(lengths, torch.distributed.get_rank(self.group), x.device)
         one = self.criterion
         if one.symmetric:
@@ -123,6 +134,31 @@ class GlobalBatch(nn.Module):
             stored=False,
             turned=turned,
         )
+
+    def _around(
+        self, x: Tensor, y: Tensor, negatives: Tensor | None, absent: Absent | None, lengths: list[int]
+    ) -> Tensor:
+        """The loss by way of the ring."""
+        one = self.criterion
+        if one.miner is not None:
+            raise ValueError(
+                "GlobalBatch: got a miner and ring=True, expected one of them: a miner sees whole rows, and a ring has "
+                "one rank's candidates at a time"
+            )
+        more = joined("GlobalBatch", y[:0], negatives)
+        if one.intra_view:
+            x = y = joined("GlobalBatch", x, y, "positives")
+            absent = partial(or_self, absent)
+        compute = partial(
+            ring_loss,
+            "GlobalBatch",
+            as_under_autocast(one.critic, x),
+            Blocks(lengths, views=2 if one.intra_view else 1, group=self.group),
+            both=one.symmetric and not one.intra_view,
+            pairs=isinstance(one.critic, Splits),
+            absent=absent,
+        )
+        return formed(compute, None, x, y, more, *parameters_of(one.critic))
 
 
 class _MinesOwn(nn.Module):

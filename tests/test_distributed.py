@@ -1,6 +1,7 @@
 """Global batches over ranks: values and gradients are those of one process with the whole batch."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -45,9 +46,13 @@ class LearntWeights(nn.Module):
         return (self.beta * scores).scatter(1, targets[:, None], 0.0)
 
 
-def odd_pairs(rows, columns):
+def odd_pairs(total):
     """Some pairs that are no negatives, by their numbers in the whole batch; never a pair of views of one item."""
-    return ((rows[:, None] + 2 * columns) % 5 == 0) & (rows[:, None] % 12 != columns % 12)
+    return functools.partial(_odd, total)
+
+
+def _odd(total, rows, columns):
+    return ((rows[:, None] + 2 * columns) % 5 == 0) & (rows[:, None] % total != columns % total)
 
 
 class Model(nn.Module):
@@ -144,14 +149,44 @@ def test_queues_and_absent_pairs(lengths, miner, form):
     criterion = KPairLoss(Cosine(0.3, learnable=True), miner=miner, **form)
     keys = torch.randn(8, 4, dtype=torch.float64)
     equals_one_process(criterion, lengths, negatives=keys)
-    equals_one_process(criterion, lengths, negatives=keys, absent=odd_pairs)
+    equals_one_process(criterion, lengths, negatives=keys, absent=odd_pairs(sum(lengths)))
 
 
 def test_two_views_with_a_queue_absent_pairs_and_a_miner():
     criterion = KPairLoss(Cosine(0.3, learnable=True), miner=hcl(1.0), intra_view=True)
-    equals_one_process(criterion, (5, 3, 4), negatives=torch.randn(8, 4, dtype=torch.float64), absent=odd_pairs)
+    equals_one_process(criterion, (5, 3, 4), negatives=torch.randn(8, 4, dtype=torch.float64), absent=odd_pairs(12))
     miner = same_label(facts(12).repeat(2))
-    equals_one_process(KPairLoss(Cosine(0.3), miner=miner, intra_view=True), (5, 3, 4), absent=odd_pairs)
+    equals_one_process(KPairLoss(Cosine(0.3), miner=miner, intra_view=True), (5, 3, 4), absent=odd_pairs(12))
+
+
+around = functools.partial(GlobalBatch, ring=True)
+RING = [(5, 3), (0, 4), (4, 4, 4), (5, 3, 4), (1, 0, 6)]
+
+
+@pytest.mark.parametrize("lengths", RING, ids=str)
+@pytest.mark.parametrize(
+    "form", [{}, {"symmetric": False}, {"intra_view": True}], ids=["symmetric", "one direction", "NT-Xent"]
+)
+def test_a_ring(lengths, form):
+    criterion = KPairLoss(Cosine(0.3, learnable=True), **form)
+    equals_one_process(criterion, lengths, wrap=around)
+    keys = torch.randn(8, 4, dtype=torch.float64)
+    equals_one_process(criterion, lengths, wrap=around, negatives=keys, absent=odd_pairs(sum(lengths)))
+
+
+@pytest.mark.parametrize(
+    "critic",
+    [Bilinear(4), Separable(4, hidden=5, out=3), Concat(4, hidden=5), NegativeSquaredDistance()],
+    ids=lambda critic: type(critic).__name__,
+)
+def test_a_ring_of_any_critic(critic):
+    equals_one_process(KPairLoss(critic), (5, 3, 4), wrap=around)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 10.0])
+def test_a_ring_of_large_scores(temperature):
+    """Scores of 1e4: a sum of exponentials would overflow."""
+    equals_one_process(KPairLoss(Cosine(temperature)), (5, 3, 4), wrap=around, tolerance=1e-9)
 
 
 def test_critics_with_wrappers_of_their_own():
@@ -200,10 +235,10 @@ def test_a_loop_with_a_queue_and_labels():
         close(found, alone, 1e-12)
 
 
-def half_precision(rank, world, z):
+def half_precision(rank, world, z, ring):
     """The loss of half-precision rows, and under autocast."""
     x, y = (part.bfloat16().requires_grad_() for part in own_rows(z, rank, (4, 4)).split(8, 1))
-    criterion = GlobalBatch(KPairLoss(Cosine(0.02)))
+    criterion = GlobalBatch(KPairLoss(Cosine(0.02)), ring=ring)
     loss = criterion(x, y)
     loss.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,12 +246,13 @@ def half_precision(rank, world, z):
     return loss.dtype, mean_over_ranks(loss), x.grad, mean_over_ranks(again)
 
 
-def test_half_precision_is_computed_in_float32():
+@pytest.mark.parametrize("ring", [False, True])
+def test_half_precision_is_computed_in_float32(ring):
     z = torch.randn(8, 16)
     x, y = (part.bfloat16().requires_grad_() for part in z.split(8, 1))
     expected = KPairLoss(Cosine(0.02))(x, y)
     expected.backward()
-    for rank, (dtype, value, gradient, again) in enumerate(run_ranks(half_precision, 2, z)):
+    for rank, (dtype, value, gradient, again) in enumerate(run_ranks(half_precision, 2, z, ring)):
         assert dtype == torch.float32
         close(value, expected.detach(), 1e-5)
         close(again, expected.detach(), 1e-5)
@@ -282,6 +318,14 @@ def test_a_back_end_without_reduce_scatter():
         assert torch.equal(with_it, without)
 
 
+OUTSIDE = torch.ones(3, requires_grad=True)
+
+
+def partial_product(x, y):
+    """A critic that is no module, and learns."""
+    return (x * OUTSIDE) @ y.T
+
+
 def refusals(rank, world):
     criterion = GlobalBatch(KPairLoss(Cosine()))
     x, messages = torch.randn(4, 3), []
@@ -291,6 +335,9 @@ def refusals(rank, world):
         lambda: criterion(x, x[:3]),
         lambda: criterion(x, x, absent=torch.zeros(4, 8, dtype=torch.bool)),
         lambda: criterion(x, x, negatives=torch.randn(3, 5)),
+        lambda: GlobalBatch(KPairLoss(Cosine(), miner=topk(2)), ring=True)(x, x),
+        lambda: GlobalBatch(KPairLoss(Cosine()), ring=True)(x / 0, x),
+        lambda: GlobalBatch(KPairLoss(partial_product), ring=True)(x, x.clone().requires_grad_()),
     ):
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             call()
@@ -302,7 +349,16 @@ def test_every_rank_refuses():
     for messages in run_ranks(refusals, 2):
         for message, words in zip(
             messages,
-            ("12, 16 bytes", "12, 24 bytes", "4 anchors and 3 positives", "function of row numbers", "(3, 5)"),
+            (
+                "12, 16 bytes",
+                "12, 24 bytes",
+                "4 anchors and 3 positives",
+                "function of row numbers",
+                "(3, 5)",
+                "got a miner and ring=True",
+                "row 0 holds a NaN",
+                "no parameter of it",
+            ),
             strict=True,
         ):
             assert words in message

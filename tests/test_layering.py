@@ -16,7 +16,7 @@ LAYERS = [
     {"objectives", "relatives", "critics", "lists", "_tiles", "priors", "assignments", "correlation"},
     {"_strips", "estimators", "arguments", "adversarial"},
     {"_streaming"},
-    {"tiled"},
+    {"tiled", "_ring"},
     {"bounds", "criterion"},
     {"distributed"},
     {"catalogue", "ksg", "tasks"},
