@@ -7,7 +7,6 @@ that is asked to stop (SIGTERM, Ctrl-C) saves first.
 
 import csv
 import logging
-import random
 import signal
 import threading
 import time
@@ -19,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, UInt8
@@ -32,6 +30,7 @@ from contrastive.batches import Batches, derived_seed
 from contrastive.checkpoints import check_state, load_checkpoint, save_checkpoint
 from contrastive.errors import InputError
 from contrastive.files import save_tensors
+from contrastive.randomness import seed_everything
 
 __all__ = ["CheckedFiles", "FitResult", "fit", "read_history"]
 
@@ -259,7 +258,7 @@ class _TwoViews(pl.LightningModule):
         if self.each_step is not None:
             self.each_step(self.global_step)
         # Views, dropout and whatever else draws: the same at this step, resumed or not.
-        _seed_everything(derived_seed(self.seed, self.global_step))
+        seed_everything(derived_seed(self.seed, self.global_step))
         start = time.perf_counter()
         pixels = images.float() / 255
         views = self.view(torch.cat([pixels, pixels]))
@@ -426,13 +425,6 @@ class CheckedFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Reads a checkpoint if it is whole, and never runs code, whatever `weights_only` says."""
         return load_checkpoint(path, map_location=map_location or "cpu")
-
-
-def _seed_everything(seed: int) -> None:
-    """Whatever a view draws with: torch, NumPy's global generator, or Python's."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  # the global one, which a caller's view may draw from
-    random.seed(seed)
 
 
 def _csv_logger(out: Path, before: dict[str, Any] | None) -> CSVLogger:

@@ -1,4 +1,5 @@
 """Checkpoints and resuming: rows 25 to 30 of docs/reliability.md."""
+# ruff: noqa: NPY002  # the global generator of NumPy, which users draw from
 
 import ast
 import json
@@ -10,14 +11,20 @@ import signal
 import subprocess
 import time
 import zipfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import children
+import numpy as np
 import pytest
 import torch
+from loops import fingerprint, own_loop, write_own_loop
 from torch import nn
+from torch.utils.data import DataLoader
 
 from contrastive import runs, vectors
+from contrastive.batches import EpochBatches, epoch_batches
 from contrastive.checkpoints import check_state, load_checkpoint, locked, newest_checkpoint, save_checkpoint
 from contrastive.cli import main
 from contrastive.cli.configuration import read_options
@@ -25,7 +32,10 @@ from contrastive.criterion import KPairLoss
 from contrastive.critics import Cosine
 from contrastive.encoders import Recipe, build, load_encoder, save_encoder
 from contrastive.errors import InputError
+from contrastive.files import remove_scraps
+from contrastive.randomness import random_state, set_random_state
 from contrastive.training import fit
+from miners import Queue
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -46,12 +56,17 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def train(out, recipe=RECIPE, *, resume_from=None, epochs=4, view=lambda x: x + 0.2 * torch.randn_like(x), **options):
+def noise(images):
+    return images + 0.2 * torch.randn_like(images)
+
+
+def train(out, recipe=RECIPE, *, resume_from=None, epochs=4, view=noise, criterion=None, **options):
     """A small training; its modules and what `fit` returned."""
     encoder, projector = build(recipe, seed=0)
     options = {"batch_size": 8, "lr": 1e-2, "seed": 5} | options
     result = fit(
-        encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=out, epochs=epochs, resume_from=resume_from,
+        encoder, projector, criterion or KPairLoss(Cosine()), IMAGES, view=view, out=out, epochs=epochs,
+        resume_from=resume_from,
         **options,
     )  # fmt: skip
     return nn.Sequential(encoder, projector), result
@@ -73,6 +88,139 @@ def fill(disk):
     """Leaves room for a few kB."""
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 4096))
+
+
+# --- 25: killed anywhere --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return own_loop(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kills", ["between steps", "in a save"])
+def test_row25_killed_anywhere_a_loop_of_ones_own_ends_bit_for_bit_where_it_would_have(
+    tmp_path, uninterrupted, workers, kills
+):
+    folder, ended, draw = tmp_path / "checkpoints", tmp_path / "ended", random.Random(f"{workers} {kills}")
+    folder.mkdir()
+    scraps = 0
+    for _ in range(3):
+        way = {"die_at": draw.randrange(18)} if kills == "between steps" else {"die_in_save": draw.randrange(2, 400)}
+        status = children.run(partial(write_own_loop, ended, folder, workers, **way))
+        scraps += any(path.name.startswith(".") for path in folder.iterdir())
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert scraps or kills == "between steps"  # it did die in the middle of a file
+    if not ended.exists():
+        assert children.run(partial(write_own_loop, ended, folder, workers)) == 0
+    assert ended.read_text() == uninterrupted
+    remove_scraps(folder)
+    assert all(path.name.startswith("step-") for path in folder.iterdir())
+
+
+def test_row25_without_its_parts_it_would_end_elsewhere(tmp_path, uninterrupted, monkeypatch):
+    """Each part of the state counts: the fingerprint finds that it was not brought back."""
+    assert own_loop(tmp_path) == uninterrupted
+    for part in ("net", "optimiser", "schedule", "scaler", "sampler", "random", "step"):
+        folder = tmp_path / part
+        folder.mkdir()
+        state = load_checkpoint(tmp_path / "step-9.ckpt")
+        other = load_checkpoint(tmp_path / "step-6.ckpt")
+        save_checkpoint(folder / "step-9.ckpt", state | {part: other[part]})
+        with suppress(ValueError):  # the schedule of the learning rate is at its end before the epochs are
+            assert own_loop(folder) != uninterrupted, part
+
+
+@pytest.mark.parametrize(("fail_at", "every"), [(20, None), (8, 3)])
+def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path, fail_at, every):
+    def view(images):
+        view.steps += 1
+        if view.steps == view.fail_at:
+            raise InterruptedError
+        return images * (0.9 + 0.2 * random.random()) + 0.2 * float(np.random.rand()) * torch.randn_like(images)
+
+    def run(out, fail_at=None, resume_from=None):
+        view.steps, view.fail_at = 0, fail_at
+        criterion = WithQueue()
+        model, result = train(out, view=view, criterion=criterion, checkpoint_every=every, resume_from=resume_from)
+        return fingerprint([model.state_dict(), criterion.state_dict(), result.final_loss])
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "broken", fail_at)
+    random.random(), np.random.rand(), torch.rand(3)
+    assert run(tmp_path / "broken", resume_from=newest_checkpoint(tmp_path / "broken" / "checkpoints")) == whole
+
+
+class WithQueue(nn.Module):
+    """A criterion with negatives of earlier batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss, self.queue = KPairLoss(Cosine()), Queue(20, 4)
+
+    def forward(self, x, y):
+        loss = self.loss(x, y, negatives=self.queue.keys() if len(self.queue) else None)
+        self.queue.enqueue(y.detach())
+        return loss
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_row25_the_sampler_is_a_pure_function_and_goes_on_anywhere(workers):
+    def stream(sampler, count):
+        loader = DataLoader(range(31), batch_sampler=sampler, num_workers=workers)
+        found = []
+        while len(found) < count:
+            for batch in sampler.counted(loader):
+                found.append(batch.tolist())
+                if len(found) == count:
+                    break
+        return found
+
+    whole = stream(EpochBatches(31, 5, seed=1), 15)
+    assert [len({item for batch in whole[i : i + 6] for item in batch}) for i in (0, 6)] == [30, 30]
+    for taken in (1, 5, 6, 7, 11):
+        torch.manual_seed(3)
+        sampler = EpochBatches(31, 5, seed=1)
+        start = stream(sampler, taken)
+        drawn = torch.rand(1)
+        resumed = EpochBatches(31, 5, seed=1)
+        resumed.load_state_dict(sampler.state_dict())
+        assert start + stream(resumed, 15 - taken) == whole
+        torch.manual_seed(3)
+        assert torch.equal(drawn, torch.rand(1))  # no loader drew from the global generator
+
+
+def test_row25_ranks_share_what_one_process_would_take():
+    one = [ids.tolist() for ids in epoch_batches(50, 12, seed=2, epoch=3)]
+    for world in (2, 3):
+        parts = [epoch_batches(50, 12 // world, seed=2, epoch=3, rank=rank, world=world) for rank in range(world)]
+        assert [torch.cat(step).tolist() for step in zip(*parts, strict=True)] == one
+
+
+def test_row25_another_number_of_ranks_is_allowed_and_announced():
+    sampler = EpochBatches(96, 4, seed=1, rank=1, world=2)
+    sampler.load_state_dict({"epoch": 1, "given": 6, "batch_size": 4, "world": 2})
+    for batch, world, given in ((8, 1, 6), (4, 1, 12), (4, 3, 4), (5, 2, 4)):
+        other = EpochBatches(96, batch, seed=1, world=world)
+        with pytest.warns(UserWarning, match=rf"saved by 2 rank.*continued by {world} .*not bit for bit"):
+            other.load_state_dict(sampler.state_dict())
+        assert (other.epoch, other.given) == (1, given)
+    states = random_state()
+    with pytest.warns(UserWarning, match=r"saved by 2 rank\(s\) and continued by 1: .*not bit for bit"):
+        set_random_state({"ranks": states["ranks"] * 2})
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 0}, "take 0 items"), ({"batch_size": 11}, "take 11 items a step, expected 1 to 10"),
+    ({"batch_size": 6, "world": 2}, "take 12 items"), ({"batch_size": 2, "world": 2, "rank": 2}, "rank is 2"),
+])  # fmt: skip
+def test_row25_a_sampler_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EpochBatches(10, **options)
 
 
 # --- 26: what cannot be written -------------------------------------------------------------------------------------
