@@ -23,6 +23,8 @@ __all__ = [
     "InnerProduct",
     "NegativeSquaredDistance",
     "Separable",
+    "score_penalty",
+    "soft_clip",
 ]
 
 # Below it float32 logits of a cosine exceed 1e6 and no training can follow.
@@ -278,6 +280,51 @@ class Concat(nn.Module):
         """
         scores: Tensor = self.rest(x[:, None] + y)
         return as_float32(scores.squeeze(2))
+
+
+def soft_clip(scores: Float[Tensor, "n m"], bound: float) -> Float[Tensor, "n m"]:
+    r"""Bounds scores smoothly, :math:`c \tanh(s / c)`: no critic can win by their size alone.
+
+    Arguments:
+        scores: an absent candidate (:math:`-\infty`) stays absent.
+        bound: c > 0; AMDIM's released runs use 20.
+
+    Raises:
+        ValueError: for a bound that is not a positive number.
+
+    Example:
+        >>> soft_clip(torch.tensor([[0.1, 100.0, -torch.inf]]), 20.0)
+        tensor([[ 0.1000, 19.9982,    -inf]])
+
+    References:
+        | Learning Representations by Maximizing Mutual Information Across Views (Bachman et al., 2019)
+        | https://arxiv.org/abs/1906.00910
+    """
+    if not 0 < bound < math.inf:
+        raise ValueError(f"soft_clip: bound is {bound}, expected a positive number")
+    absent = scores == -torch.inf
+    return (bound * torch.tanh(scores.masked_fill(absent, 0.0) / bound)).masked_fill(absent, -torch.inf)
+
+
+def score_penalty(scores: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    r"""Computes the mean square of the scores that are present, :math:`\operatorname{mean}_{ij} s_{ij}^2`.
+
+    Added to a loss it keeps scores where a `soft_clip` still has a gradient; AMDIM weighs it by 0.05 and takes it of
+    the scores before the clip.
+
+    Arguments:
+        scores: at least one is present.
+
+    Example:
+        >>> score_penalty(torch.tensor([[1.0, 3.0, -torch.inf]]))
+        tensor(5.)
+
+    References:
+        | Learning Representations by Maximizing Mutual Information Across Views (Bachman et al., 2019)
+        | https://arxiv.org/abs/1906.00910
+    """
+    absent = scores == -torch.inf
+    return scores.masked_fill(absent, 0.0).square().sum() / (~absent).sum()
 
 
 def _both_as_float32(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from contrastive.objectives import kpair_loss
 from contrastive.rows import softplus
 from contrastive.scores import (
     as_float32,
+    check_positives,
     check_rows,
     check_square,
     check_values,
@@ -56,7 +57,8 @@ __all__ = [
 
 
 def donsker_varadhan(
-    scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Computes the estimate of Donsker and Varadhan, which MINE reports too.
 
@@ -69,7 +71,7 @@ def donsker_varadhan(
 
     Arguments:
         scores: :math:`s_{ij}`; absent candidates (:math:`-\infty`) and rows without any count as nothing.
-        targets: as in `contrastive.kpair_loss`.
+        targets: as in `contrastive.kpair_loss`; or a mask, where an anchor has several positives.
 
     Returns:
         The estimate.
@@ -145,7 +147,8 @@ class Mine(nn.Module):
 
 
 def nwj(
-    scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Computes the lower bound of Nguyen, Wainwright and Jordan (f-GAN's KL, MINE-f).
 
@@ -158,7 +161,7 @@ def nwj(
 
     Arguments:
         scores: as in `donsker_varadhan`.
-        targets: as in `contrastive.kpair_loss`.
+        targets: as in `donsker_varadhan`.
 
     Returns:
         The estimate; :math:`-\infty` where the exponential leaves the floats.
@@ -181,7 +184,8 @@ def nwj(
 
 
 def nwj_of_log_ratio(
-    scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Computes NWJ of a critic whose optimum is the log-ratio itself: what to report of `jensen_shannon`'s.
 
@@ -193,7 +197,7 @@ def nwj_of_log_ratio(
 
     Arguments:
         scores: as in `donsker_varadhan`.
-        targets: as in `contrastive.kpair_loss`.
+        targets: as in `donsker_varadhan`.
 
     Returns:
         The estimate; :math:`-\infty` where the exponential leaves the floats.
@@ -366,7 +370,8 @@ def symmetric_infonce(scores: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]
 
 
 def jensen_shannon(
-    scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Computes the objective of the Jensen-Shannon estimators (f-GAN, Deep InfoMax): a classifier of pairs.
 
@@ -379,7 +384,7 @@ def jensen_shannon(
 
     Arguments:
         scores: as in `donsker_varadhan`.
-        targets: as in `contrastive.kpair_loss`.
+        targets: as in `donsker_varadhan`.
 
     Returns:
         The objective, to be maximised; at most 0.
@@ -649,8 +654,8 @@ class _Cells:
     function: str
     scores: Tensor
     targets: Tensor
-    own: Float[Tensor, " anchors"]
-    held: Bool[Tensor, " anchors"]
+    own: Float[Tensor, " positives"]
+    held: Bool[Tensor, " positives"]
     others: Float[Tensor, "anchors candidates"]
     count: Int[Tensor, ""]
 
@@ -673,6 +678,8 @@ class _Cells:
 
 
 def _cells(function: str, scores: Tensor, targets: Tensor | None) -> _Cells:
+    if targets is not None and targets.dtype == torch.bool:
+        return _cells_of_several(function, scores, targets)
     scores, targets, _ = check_rows(function, scores, targets)
     own = target_scores(scores, targets).squeeze(1)
     kept = negatives(scores, targets)
@@ -688,9 +695,31 @@ def _cells(function: str, scores: Tensor, targets: Tensor | None) -> _Cells:
     if eager_on_cpu(scores):
         if not bool(cells.held.all()):
             check_values(function, cells.scores, targets)  # padding, or a positive that is missing
-        if not bool(cells.count):
-            raise ValueError(f"{function}: scores of shape {tuple(scores.shape)} hold no negative")
+        _refuse_no_negative(cells)
     return cells
+
+
+def _cells_of_several(function: str, scores: Tensor, targets: Tensor) -> _Cells:
+    """As `_cells`; every positive of every anchor counts the same. Values are checked at once."""
+    scores, positive, kept, _ = check_positives(function, scores, targets)
+    own = scores[positive]
+    cells = _Cells(
+        function=function,
+        scores=scores.detach(),
+        targets=positive.to(torch.int8).argmax(1),
+        own=own,
+        held=own != -torch.inf,
+        others=scores.masked_fill(~kept, -torch.inf),
+        count=kept.sum(),
+    )
+    if eager_on_cpu(scores):
+        _refuse_no_negative(cells)
+    return cells
+
+
+def _refuse_no_negative(cells: _Cells) -> None:
+    if not bool(cells.count):
+        raise ValueError(f"{cells.function}: scores of shape {tuple(cells.scores.shape)} hold no negative")
 
 
 def _infonce(function: str, scores: Tensor, targets: Tensor | None) -> Tensor:

@@ -43,6 +43,7 @@ from contrastive.scores import (
 __all__ = [
     "additive_margin_loss",
     "decoupled_loss",
+    "each_positive_loss",
     "kpair_loss",
     "ntxent_loss",
     "pairwise_loss",
@@ -336,6 +337,53 @@ def pairwise_loss(
     return loss if present is None else loss.masked_fill(~present, 0.0)
 
 
+def each_positive_loss(
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Bool[Tensor, "anchors candidates"],
+    *,
+    log_weights: Float[Tensor, "anchors candidates"] | None = None,
+) -> Float[Tensor, "anchors candidates"]:
+    r"""Computes the K-pair loss of every positive against the negatives of its anchor, without a row for each.
+
+    .. math::
+        L_{ip} = \log\Bigl(1 + \sum_{j \in N(i)} w_{ij} e^{s_{ij} - s_{ip}}\Bigr)
+
+    The other positives are in no denominator. The mean of a row's is `supcon_loss` with ``keep_positives=False``.
+
+    Arguments:
+        scores: as in `kpair_loss`.
+        targets: the positives.
+        log_weights: as in `kpair_loss`; what stands at positives is ignored.
+
+    Returns:
+        The loss at every positive, in nats; 0 elsewhere.
+
+    Raises:
+        ValueError: as `supcon_loss`.
+
+    Example:
+        >>> each_positive_loss(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, True, False]]))
+        tensor([[0.1269, 0.3133, 0.0000]])
+
+    References:
+        | Learning Representations by Maximizing Mutual Information Across Views (Bachman et al., 2019)
+        | https://arxiv.org/abs/1906.00910
+    """
+    scores, positive, negative, weights = check_positives("each_positive_loss", scores, targets, log_weights)
+    if scores.numel() == 0:
+        return scores
+    loss = _each_positive(scores, positive, negative, weights)
+    refuse_infinite("each_positive_loss", loss)
+    return loss
+
+
+def _each_positive(scores: Tensor, positive: Tensor, negative: Tensor, weights: Tensor) -> Tensor:
+    scores = scores - largest((scores + weights).masked_fill(~negative, -torch.inf))
+    log_negatives = logsumexp_or((scores + weights).masked_fill(~negative, -torch.inf), -torch.inf)[:, None]
+    # softplus(-inf) is 0 with gradient 0; the masked scores must not meet it as inf - inf.
+    return torch.where(positive, softplus(log_negatives - scores.masked_fill(~positive, 0.0)), 0.0)
+
+
 def supcon_loss(
     scores: Float[Tensor, "anchors candidates"],
     targets: Bool[Tensor, "anchors candidates"] | Int[Tensor, " anchors"] | None = None,
@@ -375,18 +423,14 @@ def supcon_loss(
     scores, positive, negative, weights = check_positives("supcon_loss", scores, targets, log_weights)
     if scores.numel() == 0:
         return scores.sum(1)
-    summed = negative | positive if keep_positives else negative
-    scores = scores - largest((scores + weights).masked_fill(~summed, -torch.inf))
-    weighted = scores + weights
-    count = positive.sum(1)
     if keep_positives:
-        log_partition = logsumexp_or(weighted.masked_fill(~summed, -torch.inf), 0.0)[:, None]
-        per_positive = log_partition - scores
+        summed = negative | positive
+        scores = scores - largest((scores + weights).masked_fill(~summed, -torch.inf))
+        log_partition = logsumexp_or((scores + weights).masked_fill(~summed, -torch.inf), 0.0)[:, None]
+        per_positive = torch.where(positive, log_partition - scores, 0.0)
     else:
-        log_negatives = logsumexp_or(weighted.masked_fill(~summed, -torch.inf), -torch.inf)[:, None]
-        # softplus(-inf) is 0 with gradient 0; the masked scores must not meet it as inf - inf.
-        per_positive = softplus(log_negatives - scores.masked_fill(~positive, 0.0))
-    total = torch.where(positive, per_positive, 0.0).sum(1)
+        per_positive = _each_positive(scores, positive, negative, weights)
+    total, count = per_positive.sum(1), positive.sum(1)
     loss = total / count.clamp_min(1)
     refuse_infinite("supcon_loss", loss)
     return loss

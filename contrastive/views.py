@@ -1,10 +1,10 @@
-"""Views: what makes two positives of one image, drawn anew for every image of a batch."""
+"""Views: what makes positives of one image or video: drawn anew for every image of a batch, or cut out of it."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["RandomView"]
+__all__ = ["RandomView", "halves", "lab", "mirrored", "patch_grid", "same_moments"]
 
 
 class RandomView(nn.Module):
@@ -87,3 +87,126 @@ class RandomView(nn.Module):
         for step in self.steps:
             images = step(images)
         return images
+
+
+def halves(images: Float[Tensor, "n c h w"], *, across: str = "rows") -> tuple[Tensor, Tensor]:
+    """Cuts every image in two.
+
+    Arguments:
+        images: of an even size in that direction.
+        across: ``"rows"``: upper and lower half; ``"columns"``: left and right half.
+
+    Raises:
+        ValueError: for another direction, and for a size that is odd: the halves would be of unequal length.
+
+    Example:
+        >>> [tuple(half.shape) for half in halves(torch.zeros(2, 1, 28, 28), across="columns")]
+        [(2, 1, 28, 14), (2, 1, 28, 14)]
+    """
+    if across not in ("rows", "columns"):
+        raise ValueError(f"halves: across is {across!r}, expected 'rows' or 'columns'")
+    dim = 2 if across == "rows" else 3
+    if images.shape[dim] % 2:
+        raise ValueError(f"halves: images have {images.shape[dim]} {across}, expected an even number")
+    first, second = images.chunk(2, dim)
+    return first, second
+
+
+def lab(images: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, "n 2 h w"]]:
+    r"""Splits colour images into lightness and colour, two views without a channel in common (CIE L*a*b*).
+
+    Arguments:
+        images: red, green, blue in [0, 1]; what lies outside is clipped.
+
+    Returns:
+        L scaled to [-1, 1], and a, b divided by 110.
+
+    Example:
+        >>> lightness, colour = lab(torch.ones(1, 3, 1, 1))   # white
+        >>> float(lightness), float(colour.abs().max()) < 0.01
+        (1.0, True)
+
+    References:
+        | Contrastive Multiview Coding (Tian et al., 2020)
+        | https://arxiv.org/abs/1906.05849
+    """
+    from kornia.color import rgb_to_lab
+
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"lab: images have shape {tuple(images.shape)}, expected [n, 3, h, w]")
+    found = rgb_to_lab(images.clamp(0, 1))
+    return found[:, :1] / 50 - 1, found[:, 1:] / 110
+
+
+def mirrored(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Mirrors half of the images left to right, at random: before two views are drawn, both share it (AMDIM)."""
+    flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flip, images.flip(3), images)
+
+
+def patch_grid(images: Float[Tensor, "n c h w"], size: int, stride: int) -> Float[Tensor, "n rows columns c size size"]:
+    """Cuts every image into overlapping square patches.
+
+    Arguments:
+        images: at least as large as a patch.
+        size: of a patch, in pixels.
+        stride: from one to the next; half of `size` overlaps by half.
+
+    Raises:
+        ValueError: for an image smaller than two patches a side, which leave nothing to predict.
+
+    Example:
+        >>> patch_grid(torch.zeros(2, 3, 32, 32), 8, 4).shape
+        torch.Size([2, 7, 7, 3, 8, 8])
+
+    References:
+        | Representation Learning with Contrastive Predictive Coding (van den Oord et al., 2018)
+        | https://arxiv.org/abs/1807.03748
+    """
+    if size < 1 or stride < 1:
+        raise ValueError(f"patch_grid: size is {size} and stride {stride}, expected at least 1")
+    least = size + stride
+    if images.ndim != 4 or min(images.shape[2:]) < least:
+        raise ValueError(
+            f"patch_grid: images have shape {tuple(images.shape)}, expected at least {least} pixels a side: two "
+            f"patches of {size} at a stride of {stride}"
+        )
+    return images.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 1, 4, 5)
+
+
+def same_moments(
+    first: Float[Tensor, "videos frames ..."], second: Float[Tensor, "videos frames ..."], count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws moments of every video, the same ones of two cameras.
+
+    Arguments:
+        first: what one camera saw.
+        second: what another camera saw at the same times.
+        count: different moments a video.
+
+    Returns:
+        The frames of both, ``[videos * count, ...]``, and the number of the video of each.
+
+    Raises:
+        ValueError: for cameras of unequal length, and more moments than there are.
+
+    Example:
+        >>> x, y, videos = same_moments(torch.zeros(2, 5, 1, 8, 8), torch.zeros(2, 5, 1, 8, 8), 3)
+        >>> x.shape, videos.tolist()
+        (torch.Size([6, 1, 8, 8]), [0, 0, 0, 1, 1, 1])
+
+    References:
+        | Time-Contrastive Networks: Self-Supervised Learning from Video (Sermanet et al., 2018)
+        | https://arxiv.org/abs/1704.06888
+    """
+    if first.shape[:2] != second.shape[:2]:
+        raise ValueError(
+            f"same_moments: got views of unequal length, {tuple(first.shape[:2])} and {tuple(second.shape[:2])} videos "
+            "and frames"
+        )
+    videos, frames = first.shape[:2]
+    if not 1 <= count <= frames:
+        raise ValueError(f"same_moments: count is {count}, expected 1 to {frames}, the frames of a video")
+    chosen = torch.rand(videos, frames, device=first.device).argsort(1)[:, :count].flatten()
+    numbers = torch.arange(videos, device=first.device).repeat_interleave(count)
+    return first[numbers, chosen], second[numbers, chosen], numbers

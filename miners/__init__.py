@@ -11,7 +11,8 @@ from miners._launcher import shadowed
 if (_foreign := shadowed()) is not None:
     raise ImportError(_foreign)
 
-from miners.compose import annealed, chain, detached  # after the check: a foreign `contrastive` fails here otherwise
+from miners.bank import Bank  # after the check: a foreign `contrastive` fails here otherwise
+from miners.compose import annealed, chain, detached
 from miners.debiased import debiased, hcl
 from miners.distance import distance_weighted
 from miners.draws import importance, random_subset
@@ -25,6 +26,7 @@ from miners.queue import Queue
 from miners.synthetic import mix_hardest
 
 __all__ = [
+    "Bank",
     "Draw",
     "Miner",
     "PoolProposal",

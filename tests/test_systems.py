@@ -1,5 +1,7 @@
 """The systems run at the smoke preset on made-up images, go on where they stopped, and end in one table and page."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_the_papers_preset_can_be_built(system):
         return
     for arm in system.plans["paper"].arms.values():
         with torch.device("meta"):
-            learner = system.build((3, 64, 64), **system.plans["paper"].options, **arm)
+            learner = system.build((3, 64, 64), **{**system.plans["paper"].options, **arm})
         assert sum(p.numel() for p in learner.modules.parameters()) > 1e5
 
 
@@ -69,13 +71,16 @@ def test_held_out_images_are_judged_on_in_place_of_test_images():
     images = data.made_up("mnist", 40)
     seen = []
 
-    def measure(learner, images, judged_on):
+    def measure(images, judged_on):
         seen.append(judged_on)
         return {"linear": 0.5}
 
     learner = SYSTEMS["simclr"].build((1, 28, 28), widths=(4, 8), out=4)
-    training.run(learner, images, images.held_out, Budget(8, 1, 1e-3, points=1), 0, lambda share: None, measure)
+    learner = dataclasses.replace(learner, measure=measure)
+    found = training.run(learner, images, images.held_out, Budget(8, 1, 1e-3, points=1), 0, lambda share: None)
+    assert len(seen) == 2
     assert all(split is images.held_out for split in seen)
+    assert found["test_accuracy"] == 0.5
 
 
 def test_a_schedule_warms_up_and_decays():

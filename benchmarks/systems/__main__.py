@@ -10,11 +10,12 @@ An interrupted series goes on where it stopped.
 from pathlib import Path
 
 from benchmarks import lines, series
-from benchmarks.systems import report, simclr
+from benchmarks.systems import amdim, cmc, cpc, deep_infomax, moco, report, simclr, time_contrastive
 from benchmarks.systems.runs import SEEDS, parser, perform, results_of
 from contrastive.errors import InputError
 
-SYSTEMS = {module.SYSTEM.name: module.SYSTEM for module in (simclr,)}
+MODULES = (simclr, moco, cmc, deep_infomax, amdim, cpc, time_contrastive)
+SYSTEMS = {module.SYSTEM.name: module.SYSTEM for module in MODULES}
 
 
 def main(given: list[str] | None = None) -> None:

@@ -7,7 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bfloat16", "standardised", "strided"]
+from contrastive.encoders import Timm
+
+__all__ = ["Bfloat16", "pooled", "standardised", "strided"]
 
 
 def standardised(images: Tensor) -> Tensor:
@@ -31,11 +33,26 @@ def strided(channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(blocks)).to(memory_format=torch.channels_last)
 
 
+def pooled(channels: int, widths: Sequence[int] | None, *, bfloat16: bool = True) -> tuple[nn.Module, int]:
+    """Images to one vector each: `strided`, averaged over places; and its width.
+
+    Arguments:
+        channels: of the images.
+        widths: of `strided`; None for a ResNet-18.
+        bfloat16: whether it computes in it.
+    """
+    if widths is None:
+        resnet = Timm("resnet18", channels)
+        return Bfloat16(resnet, enabled=bfloat16), resnet.out_dim
+    encoder = nn.Sequential(strided(channels, widths), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Bfloat16(encoder, enabled=bfloat16), widths[-1]
+
+
 class Bfloat16(nn.Module):
     """Runs an encoder in bfloat16 and hands on float32: half of the time where a processor has the units (AMX).
 
     Arguments:
-        encoder: any module of images.
+        encoder: images to a tensor, or to several by name.
         enabled: False leaves it in float32.
     """
 
@@ -44,8 +61,11 @@ class Bfloat16(nn.Module):
         self.encoder = encoder
         self.enabled = enabled
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Maps every image."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
-            return self.encoder(images).float()
+            found = self.encoder(images)
+        if isinstance(found, Tensor):
+            return found.float()
+        return {name: each.float() for name, each in found.items()}

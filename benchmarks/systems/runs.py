@@ -90,7 +90,7 @@ class System:
             system's own; a system without negatives or critic refuses them by a `ValueError`.
         plans: by preset. That of ``paper`` holds the published hyper-parameters; nobody has run it here.
         dataset: what it is trained on.
-        measure: what its figures are.
+        select: which images of it; `data.everything` unless a system holds some back.
         seconds: about how many a step takes, for the time left.
         work: everything at once, for a system that is not trained on batches of images; None for `training.run`.
     """
@@ -101,7 +101,7 @@ class System:
     build: Callable[..., Learner]
     plans: Mapping[str, Plan]
     dataset: str = "cifar10"
-    measure: training.Measure = training.probed
+    select: Callable[[data.Images], data.Images] = data.everything
     seconds: float = 0.3
     work: Callable[[Config, int, Tick], dict[str, Any]] | None = None
 
@@ -152,7 +152,7 @@ def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict
             partial(_work, system, config, options, seed),
             cost=system.seconds * config["budget"]["steps"] + 30,
             told=", ".join(str(config[key]) for key in ("arm", "miner", "critic") if config[key] not in ("", "none")),
-            ready=partial(_data_of, config, options) if system.work is None else series.nothing,
+            ready=partial(_data_of, system, config, options) if system.work is None else series.nothing,
         )
         for seed in range(options.seeds)
         for system in systems
@@ -161,20 +161,20 @@ def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict
     return series.perform(asked, results_of(options), quiet=options.quiet)
 
 
-def _data_of(config: Config, options: argparse.Namespace) -> data.Images:
-    name, images = config["data"], config["budget"]["images"]
+def _data_of(system: System, config: Config, options: argparse.Namespace) -> data.Images:
+    name, count = config["data"], config["budget"]["images"]
     if name.startswith("made-up "):
-        return data.made_up(name.removeprefix("made-up "), images)
-    return data.load(name, options.data_root, images, download=options.download)
+        return system.select(data.made_up(name.removeprefix("made-up "), count))
+    return system.select(data.load(name, options.data_root, count, download=options.download))
 
 
 def _work(system: System, config: Config, options: argparse.Namespace, seed: int, tick: Tick) -> dict[str, Any]:
     if system.work is not None:
         return system.work(config, seed, tick)
-    images = _data_of(config, options)
+    images = _data_of(system, config, options)
     learner = built(system, config, images.shape, seed)
     judged_on = {"test": images.test, "held-out": images.held_out}[config["judged_on"]]
-    return training.run(learner, images, judged_on, Budget(**config["budget"]), seed, tick, system.measure)
+    return training.run(learner, images, judged_on, Budget(**config["budget"]), seed, tick)
 
 
 def built(system: System, config: Config, shape: Shape, seed: int) -> Learner:

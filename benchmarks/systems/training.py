@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from contrastive.bounds import Bound
 from contrastive.data import ImageSplit
 from contrastive.probing import knn_accuracy, linear_accuracy
 
-__all__ = ["OPTIMISERS", "Budget", "Features", "Learner", "encoded", "fit", "probed", "run"]
+__all__ = ["OPTIMISERS", "Budget", "Features", "Figures", "Learner", "encoded", "fit", "probed", "run"]
 
 Features = Mapping[str, Callable[[Tensor], Tensor]]
 Figures = dict[str, Any]
@@ -79,9 +80,11 @@ class Learner:
     Arguments:
         modules: all that is trained and all that is saved.
         loss: images in [0, 1] ``[n, c, h, w]`` and their numbers among the training images, to what is minimised.
-        features: images to rows ``[n, d]``, by name: what probes read; the first is the headline.
+        features: images to rows ``[n, d]``, by name: what probes read; the first is the headline. None at all for a
+            system that has a measure of its own.
         after_step: moves what follows the weights, such as a momentum copy or a queue.
         bound: held-out images to what may be claimed of the loss in nats; None where the objective has no such number.
+        measure: the data set, and the images judged on, to the figures; None for `probed`.
     """
 
     modules: nn.Module
@@ -89,9 +92,7 @@ class Learner:
     features: Features
     after_step: Callable[[], None] = nothing
     bound: Callable[[Tensor], Bound] | None = None
-
-
-Measure = Callable[[Learner, Images, ImageSplit], Figures]
+    measure: Callable[[Images, ImageSplit], Figures] | None = None
 
 
 def run(
@@ -101,7 +102,6 @@ def run(
     budget: Budget,
     seed: int,
     tick: Callable[[float], None],
-    measure: "Measure",
 ) -> Figures:
     """Trains once; measures before, on held-out images on the way, and at the end.
 
@@ -112,16 +112,15 @@ def run(
         budget: of the training.
         seed: of batches and of every draw within a step.
         tick: is told the share that is done.
-        measure: what the figures are.
     """
+    measure = learner.measure or partial(probed, learner)
     calibrate(learner, images.train.images)
-    before = measure(learner, images, judged_on)
+    before = measure(images, judged_on)
     curves = fit(learner, images, budget, seed, tick)
-    after = measure(learner, images, judged_on)
-    headline = next(iter(after))
+    after = measure(images, judged_on)
     return {
         "iterations": budget.steps,
-        "test_accuracy": after.get("linear", after[headline]),
+        "test_accuracy": after.get("linear"),
         "random": before,
         "trained": after,
         **bounds(learner, images, judged_on, budget.batch),
@@ -148,7 +147,7 @@ def fit(
     optimiser = OPTIMISERS[budget.optimiser](parameters, lr=budget.lr, **budget.arguments)
     batches = Batches(images.train.images, budget.batch, seed=seed)
     every = max(1, budget.steps // budget.points)
-    curves: dict[str, list[float]] = {"iteration": [], "loss": [], "held_out_knn": []}
+    curves: dict[str, list[float]] = {"iteration": [], "loss": []}
     losses: list[float] = []
     step = 0
     learner.modules.train()
@@ -171,7 +170,8 @@ def fit(
             if step % every == 0 or step == budget.steps:
                 curves["iteration"].append(step)
                 curves["loss"].append(statistics.fmean(losses))
-                curves["held_out_knn"].append(_glance(learner, images))
+                if learner.features:
+                    curves.setdefault("held_out_knn", []).append(_glance(learner, images))
                 losses = []
                 tick(step / budget.steps)
     learner.modules.eval()
