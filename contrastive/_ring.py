@@ -18,7 +18,7 @@ from torch import Tensor
 
 from contrastive._strips import refuse_strangers
 from contrastive._tiles import Absent, checked_mask, parts, refuse_undefined
-from contrastive.collectives import Group, padded, world_size
+from contrastive.collectives import Group, padded, rank_of, world_size
 from contrastive.rows import softplus
 from contrastive.scores import as_float32
 
@@ -41,7 +41,7 @@ class Blocks:
         self.lengths, self.views, self.group = list(lengths), views, group
         self.total = sum(lengths)
         self.world = world_size(group)
-        self.rank = dist.get_rank(group) if self.world > 1 else 0
+        self.rank = rank_of(group)
 
     def numbers(self, rank: int, device: torch.device) -> Tensor:
         """The numbers of a block's rows."""

@@ -74,9 +74,14 @@ class Batches:
         images: uint8, in memory.
         batch_size: images a batch; at most ``len(images)``.
         seed: of the shuffles.
+        rank: whose part of every batch is handed out.
+        world: how many ranks share a batch; parts differ by one at most.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n c h w"], batch_size: int, *, seed: int) -> None:
+    def __init__(
+        self, images: UInt8[Tensor, "n c h w"], batch_size: int, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rank, self.world = rank, world
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -90,7 +95,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = epoch_batches(len(self.images), self.batch_size, seed=self.seed, epoch=self.epoch, start=self.given)
         start = time.perf_counter()
-        for ids in batches:
+        for whole in batches:
+            ids = whole.tensor_split(self.world)[self.rank]
             batch = ids, self.images[ids]
             self.seconds += time.perf_counter() - start
             # Said before the batch is handed out: a checkpoint after the last one belongs to the next epoch.

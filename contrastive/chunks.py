@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Chunked", "in_chunks"]
+__all__ = ["Chunked", "in_chunks", "refuse_what_joins_rows"]
 
 
 def in_chunks(encoder: nn.Module, *inputs: Tensor, size: int) -> Tensor:
@@ -46,7 +46,7 @@ def in_chunks(encoder: nn.Module, *inputs: Tensor, size: int) -> Tensor:
     if len({len(x) for x in inputs}) != 1:
         lengths = ", ".join(str(len(x)) for x in inputs)
         raise ValueError(f"in_chunks: got inputs of {lengths or 'no'} rows, expected as many of each")
-    _refuse_what_joins_rows(encoder)
+    refuse_what_joins_rows(encoder)
     if len(inputs[0]) <= size:
         return _rows(encoder(*inputs), len(inputs[0]))
     chunks = zip(*(torch.split(x, size) for x in inputs), strict=True)
@@ -81,7 +81,15 @@ class Chunked(nn.Module):
         return f"size={self.size}"
 
 
-def _refuse_what_joins_rows(encoder: nn.Module) -> None:
+def refuse_what_joins_rows(encoder: nn.Module) -> None:
+    """The check that an encoder can take its rows apart.
+
+    Arguments:
+        encoder: in the mode in which it will be called.
+
+    Raises:
+        ValueError: as `in_chunks`.
+    """
     for name, module in encoder.named_modules():
         where = f"{type(module).__name__} ({name})" if name else type(module).__name__
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:

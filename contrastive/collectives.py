@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "gather_rows", "mean_over_ranks", "padded", "row_counts", "world_size"]
+__all__ = ["Group", "gather_rows", "mean_over_ranks", "padded", "rank_of", "row_counts", "sum_over_ranks", "world_size"]
 
 # Of ranks; None: all. Builds of torch without c10d have no such class.
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ def world_size(group: Group = None) -> int:
         group: of ranks; None: all.
     """
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_of(group: Group = None) -> int:
+    """The number of this rank; 0 where torch.distributed is not in use.
+
+    Arguments:
+        group: of ranks; None: all.
+    """
+    return dist.get_rank(group) if world_size(group) > 1 else 0
 
 
 def row_counts(*tensors: Tensor, group: Group = None) -> list[int]:
@@ -112,6 +121,36 @@ def mean_over_ranks(value: Tensor, group: Group = None) -> Tensor:
     return total / world_size(group)
 
 
+def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
+    """The sum of a tensor over all ranks; its gradient is summed as well, as in `gather_rows`.
+
+    Arguments:
+        x: of this rank, of the same shape on all.
+        group: of ranks; None: all.
+
+    Example:
+        >>> sum_over_ranks(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if world_size(group) == 1:
+        return x
+    total: Tensor = _Sum.apply(x, group)
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.forward(ctx, gradient, ctx.group), None
+
+
 class _Gather(torch.autograd.Function):
     """All tensors in one function: every rank gathers them, and sends their gradients back, in the same order."""
 
@@ -138,7 +177,7 @@ def _rows_of_all(x: Tensor, lengths: list[int], group: Group) -> Tensor:
 def _sum_of_shares(gradient: Tensor, lengths: list[int], group: Group) -> Tensor:
     """The sum over ranks of what each has for the rows of this one."""
     shares = [padded(part, max(lengths)) for part in torch.split(gradient, lengths)]
-    own, rank = torch.empty_like(shares[0]), dist.get_rank(group)
+    own, rank = torch.empty_like(shares[0]), rank_of(group)
     try:
         dist.reduce_scatter(own, shares, group=group)
     except RuntimeError as error:  # a back end that has none refuses on every rank, before anything is sent

@@ -19,7 +19,7 @@ from contrastive._ring import Blocks, ring_loss
 from contrastive._streaming import as_under_autocast, check_pairs, direction, formed, joined, or_self, swapped
 from contrastive._strips import parameters_of
 from contrastive._tiles import Absent
-from contrastive.collectives import Group, gather_rows, mean_over_ranks, row_counts, world_size
+from contrastive.collectives import Group, gather_rows, mean_over_ranks, rank_of, row_counts, world_size
 from contrastive.criterion import KPairLoss
 from contrastive.factors import Splits
 from contrastive.scores import WeighsNegatives
@@ -99,7 +99,7 @@ class GlobalBatch(nn.Module):
         lengths = row_counts(x, y, group=self.group)
         if self.ring:
             return self._around(x, y, negatives, absent, lengths)
-        own = _numbers(lengths, torch.distributed.get_rank(self.group), x.device)
+        own = _numbers(lengths, rank_of(self.group), x.device)
         one = self.criterion
         if one.symmetric:
             all_x, all_y = gather_rows(x, y, lengths=lengths, group=self.group)

@@ -34,11 +34,23 @@ if TYPE_CHECKING:
     from contrastive.evaluation import Evaluation
     from contrastive.report import HardNegatives
 
-__all__ = ["claim", "environment", "finish", "next_folder", "peak_mb", "read_config", "unfinished_folder", "write_json"]
+__all__ = [
+    "claim",
+    "environment",
+    "finish",
+    "next_folder",
+    "peak_mb",
+    "read_config",
+    "unfinished_folder",
+    "what_is_computed",
+    "write_json",
+]
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 # Where and how a run goes on, not what it computes.
-_NOT_THE_RUN = ("out", "resume", "progress", "data_root", "download", "checkpoint_every", "tensorboard")
+_NOT_THE_RUN = (
+    "out", "resume", "progress", "data_root", "download", "checkpoint_every", "tensorboard", "timeout",
+)  # fmt: skip
 # These stand in no file: a configuration that named its own folder could be run only once.
 _NOT_SAVED = ("out", "resume", "progress")
 
@@ -252,11 +264,20 @@ def _memory() -> str:
         return "unknown"
 
 
+def what_is_computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that decide a run's result; the others say where and how.
+
+    Arguments:
+        config: every option.
+    """
+    return {key: value for key, value in config.items() if key not in _NOT_THE_RUN}
+
+
 def _differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """The options in which a run folder's configuration is another one."""
     found = read_config(folder)
     wanted = yaml.safe_load(yaml.safe_dump(dict(config)))
-    keys = sorted({*found, *wanted} - set(_NOT_THE_RUN))
+    keys = sorted({*what_is_computed(found), *what_is_computed(wanted)})
     return [key for key in keys if found.get(key) != wanted.get(key)]
 
 

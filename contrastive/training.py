@@ -7,6 +7,7 @@ that is asked to stop (SIGTERM, Ctrl-C) saves first.
 
 import csv
 import logging
+import os
 import signal
 import threading
 import time
@@ -28,8 +29,12 @@ from torch import Tensor, nn
 
 from contrastive.batches import Batches, derived_seed
 from contrastive.checkpoints import check_state, load_checkpoint, save_checkpoint
+from contrastive.chunks import in_chunks, refuse_what_joins_rows
+from contrastive.collectives import mean_over_ranks, rank_of, world_size
 from contrastive.errors import InputError
 from contrastive.files import save_tensors
+from contrastive.launch import RefusedByAll, launched
+from contrastive.norms import global_batch_norms
 from contrastive.randomness import seed_everything
 
 __all__ = ["CheckedFiles", "FitResult", "fit", "read_history"]
@@ -78,6 +83,7 @@ def fit(
     tensorboard: bool = False,
     accelerator: str = "auto",
     precision: str = "32-true",
+    chunk: int | None = None,
 ) -> FitResult:
     r"""Trains an encoder so that two views of an image find each other among the batch.
 
@@ -87,15 +93,21 @@ def fit(
     with e the encoder, p the projector, v and v' two draws of the view, and AdamW on a cosine schedule that warms
     up over the first tenth of the steps.
 
+    On several ranks (started by torchrun, within `contrastive.launch.joined`) each takes its part of every batch. The
+    result is that of one process, up to rounding and to what the view draws: batch normalisation is over the whole
+    batch (`contrastive.norms`), as is the criterion if it is a `contrastive.GlobalBatch`; each rank draws its views
+    from (seed, step, rank). The first rank logs, measures and writes.
+
     Arguments:
         encoder: images in [0, 1] to features; trained in place.
         projector: features to the space in which the criterion's critic scores; trained in place.
-        criterion: ``(x, y) -> loss``, such as `contrastive.KPairLoss`; its parameters are trained too.
+        criterion: ``(x, y) -> loss``, such as `contrastive.KPairLoss`; its parameters are trained too. On several ranks
+            it sees each rank's pairs, and the mean over ranks is minimised.
         images: the training images.
         view: draws a random view of every image of a batch of floats in [0, 1].
         out: the run folder: ``metrics.csv`` and ``checkpoints/`` are written there.
         epochs: passes over the images; each leaves out the last incomplete batch.
-        batch_size: images a step, each seen as two views.
+        batch_size: images a step, on all ranks together, each seen as two views.
         lr: largest learning rate.
         weight_decay: of AdamW.
         seed: of the order and the views; initial weights are the caller's.
@@ -109,6 +121,7 @@ def fit(
         tensorboard: whether to log for TensorBoard as well.
         accelerator: Lightning's: "auto", "cpu", "gpu", ...
         precision: Lightning's: "32-true", "bf16-mixed", ...
+        chunk: views that are encoded at a time, to save memory (`contrastive.chunks`); None: all.
 
     Returns:
         Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode.
@@ -116,7 +129,8 @@ def fit(
     Raises:
         InputError: for a batch larger than the data; for a loss or projection that is not finite: the message names
             the step, and the batch is saved in `out`; for a checkpoint that is damaged or of other modules; where a
-            checkpoint cannot be written.
+            checkpoint cannot be written; for batch normalisation and `chunk`; on several ranks, for a parameter that
+            the first loss does not depend on.
         KeyboardInterrupt: for Ctrl-C, after the step under way and a checkpoint; a second one waits for neither.
         SystemExit: for SIGTERM, likewise, with the status 143.
 
@@ -129,7 +143,14 @@ def fit(
     before = None if resume_from is None else load_checkpoint(resume_from)
     if before is not None and (lacking := [key for key in ("state_dict", "global_step", "steps") if key not in before]):
         raise InputError(f"{resume_from} is no checkpoint of a training: {', '.join(lacking)} missing")
-    batches = Batches(images, batch_size, seed=seed)
+    world = world_size()
+    if world == 1 and launched():
+        raise InputError("several ranks were started and have not joined: fit within contrastive.launch.joined()")
+    if batch_size < world:
+        raise InputError(f"the batch size is {batch_size}, expected at least {world}, the number of ranks")
+    batches = Batches(images, batch_size, seed=seed, rank=rank_of(), world=world)
+    if world > 1:
+        encoder, projector = global_batch_norms(encoder), global_batch_norms(projector)
     model = _TwoViews(
         encoder,
         projector,
@@ -144,10 +165,17 @@ def fit(
         each_epoch,
         each_step,
         resume_from,
+        chunk,
     )
+    model.train()  # Lightning leaves the modes as it finds them
+    if chunk is not None:
+        try:
+            refuse_what_joins_rows(nn.ModuleList([encoder, projector]))
+        except ValueError as error:
+            raise InputError(str(error)) from error
     with _quiet_lightning():
-        loggers: list[Logger] = [_csv_logger(out, before)]
-        if tensorboard:
+        loggers: list[Logger] = [_csv_logger(out, before)] if rank_of() == 0 else []
+        if tensorboard and loggers:
             loggers.append(TensorBoardLogger(out, name="", version="tensorboard"))
         stop = _StopRequest()
         callbacks: list[Callback] = [_Checkpoints(out / "checkpoints", checkpoint_every, stop)]
@@ -155,7 +183,10 @@ def fit(
             callbacks.append(RichProgressBar())
         trainer = pl.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1,
+            num_nodes=world // int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1,
+            strategy="ddp" if world > 1 else "auto",
+            use_distributed_sampler=False,
             precision=precision,  # type: ignore[arg-type]  # a Literal there, the user's word here
             max_epochs=epochs,
             logger=loggers,
@@ -166,7 +197,6 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        model.train()  # Lightning leaves the modes as it finds them
         try:
             trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
         except SystemExit:
@@ -224,12 +254,14 @@ class _TwoViews(pl.LightningModule):
         each_epoch: Callable[[], dict[str, float]] | None,
         each_step: Callable[[int], None] | None,
         resumed_from: Path | None,
+        chunk: int | None,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
         self.each_epoch, self.each_step, self.resumed_from = each_epoch, each_step, resumed_from
+        self.chunk = chunk
         self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
@@ -258,13 +290,14 @@ class _TwoViews(pl.LightningModule):
         if self.each_step is not None:
             self.each_step(self.global_step)
         # Views, dropout and whatever else draws: the same at this step, resumed or not.
-        seed_everything(derived_seed(self.seed, self.global_step))
+        seed_everything(derived_seed(self.seed, self.global_step, *([rank_of()] if rank_of() else [])))
         start = time.perf_counter()
         pixels = images.float() / 255
         views = self.view(torch.cat([pixels, pixels]))
         self.view_seconds += time.perf_counter() - start
         self.last_batch = ids, views
-        projections = self.projector(self.encoder(views))
+        encode = nn.Sequential(self.encoder, self.projector)
+        projections = encode(views) if self.chunk is None else in_chunks(encode, views, size=self.chunk)
         if not bool(torch.isfinite(projections).all()):
             raise self._failure("the encoder's output is not finite")
         x, y = projections.chunk(2)
@@ -274,18 +307,30 @@ class _TwoViews(pl.LightningModule):
             raise self._failure(str(error)) from error
         if not bool(torch.isfinite(loss)):
             raise self._failure(f"the loss is {float(loss.detach())}")
-        self.last_loss = float(loss.detach())
+        self.last_loss = float(mean_over_ranks(loss))
         self.steps_now += 1
         self.log("loss", loss, prog_bar=True, logger=False)
         if self.global_step % self.log_every == 0 or self.global_step == self.steps - 1:
             self._record({"loss": self.last_loss, "lr": self.optimizers().param_groups[0]["lr"]})  # type: ignore[union-attr]  # one optimiser
         return loss
 
+    def on_after_backward(self) -> None:
+        """Refuses, at the first step, a parameter without a gradient: the ranks' backward passes would not meet."""
+        if world_size() == 1 or self.steps_now != 1:
+            return
+        unused = [name for name, p in self.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise RefusedByAll(
+                f"the loss of step {self.global_step} does not depend on {', '.join(unused[:3])}{more}: on several "
+                "ranks gradients would not be averaged; freeze it (requires_grad = False) or take it out of the modules"
+            )
+
     def on_train_epoch_end(self) -> None:
         self._refuse_broken_weights()
-        if self.each_epoch is None:
-            return
         self.measured_at = self.global_step
+        if self.each_epoch is None or rank_of():
+            return
         self.eval()
         with torch.no_grad():
             measured = self.each_epoch()
@@ -320,6 +365,11 @@ class _TwoViews(pl.LightningModule):
         # Lightning restores a loader's state in the middle of an epoch only, not at its end.
         epoch, given = divmod(checkpoint["global_step"], len(self.batches))
         self.batches.load_state_dict({"epoch": epoch, "given": given})
+        # Lightning counts an epoch too few in what it saves after it has resumed at an epoch's end.
+        counted = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        missing = -(-checkpoint["global_step"] // len(self.batches)) - counted["current"]["ready"]
+        for progress in counted.values():
+            progress.update({stage: number + missing for stage, number in progress.items()})
 
     def _record(self, figures: dict[str, float], *, step: int | None = None) -> None:
         """Logs at once: what `self.log` holds back would be missing from a checkpoint's curve after a crash."""
@@ -333,7 +383,8 @@ class _TwoViews(pl.LightningModule):
             raise self._failure("the step left weights that are not finite")
 
     def _failure(self, what: str) -> InputError:
-        path = self.out / f"failed-step-{self.global_step}.safetensors"
+        rank = f"-rank-{rank_of()}" if world_size() > 1 else ""
+        path = self.out / f"failed-step-{self.global_step}{rank}.safetensors"
         if self.last_batch is not None:
             save_tensors(path, dict(zip(("ids", "views"), self.last_batch, strict=True)))
         return InputError(
@@ -389,7 +440,9 @@ class _Checkpoints(Checkpoint):
         self.stop.listen()  # not earlier: Lightning would put handlers of its own in front
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        stopping = self.stop.signal is not None
+        # Ranks hear a signal at different times, and have to stop after the same step.
+        asked = torch.tensor(float(self.stop.signal is not None), device=trainer.strategy.root_device)
+        stopping = bool(mean_over_ranks(asked) > 0)
         if stopping or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
         if stopping:
@@ -431,9 +484,9 @@ def _csv_logger(out: Path, before: dict[str, Any] | None) -> CSVLogger:
     """A logger that keeps what earlier attempts logged up to the checkpoint; Lightning's deletes it."""
     kept: list[dict[str, str]] = []
     if before is not None and (out / "metrics.csv").is_file():
-        step = int(before["global_step"])
+        step, measured = int(before["global_step"]), int(before["measured_at"])  # what was measured later will be again
         with (out / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) < (step if row.get("loss") else measured)]
     logger = CSVLogger(out, name="", version="", flush_logs_every_n_steps=50)
     logger.experiment.metrics = kept
     logger.save()

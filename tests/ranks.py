@@ -1,9 +1,12 @@
 """Runs a function on several ranks of torch.distributed (gloo), each a process of its own.
 
-The processes are started once, at the first call, and serve all tests after it: importing torch takes seconds.
+The processes are started once, at the first call, and serve all tests after it; they are forked from a server that has
+imported what takes seconds. Each has the variables that torchrun sets.
 """
 
 import atexit
+import multiprocessing
+import os
 import pickle
 import shutil
 import tempfile
@@ -15,10 +18,11 @@ from multiprocessing.connection import wait
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 __all__ = ["RankFailed", "run_ranks"]
 
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["contrastive.cli.train", "contrastive.training", "miners", "sklearn.datasets"])
 _workers = []  # (process, connection), rank by rank
 
 
@@ -79,9 +83,8 @@ def _results(ranks, deadline):
 
 
 def _started(rank):
-    context = torch.multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True, name=f"rank {rank}")
+    here, there = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(there,), daemon=True, name=f"rank {rank}")
     process.start()
     there.close()
     return process, here
@@ -97,6 +100,9 @@ def _serve(connection):
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
         )
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "tests"}
+        os.environ |= {f"{prefix}RANK": str(rank) for prefix in ("", "LOCAL_")}
+        os.environ |= {f"{prefix}WORLD_SIZE": str(world) for prefix in ("", "LOCAL_")}
         torch.manual_seed(0)
         try:
             with warnings.catch_warnings():

@@ -126,6 +126,18 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_resumed_twice_at_an_epochs_end(tmp_path):
+    whole, result = train(tmp_path / "whole", checkpoint_every=6)
+    for resume in (False, True):
+        with pytest.raises(Stop):
+            train(tmp_path / "broken", checkpoint_every=6, fail_at=8, resume=resume)
+    resumed, resumed_result = train(tmp_path / "broken", checkpoint_every=6, resume=True)
+    assert equal(whole, resumed)
+    assert resumed_result.steps == result.steps
+    assert read_history(tmp_path / "broken") == read_history(tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", [20, 7])
 @pytest.mark.parametrize(
     "miner",

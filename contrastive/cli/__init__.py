@@ -1,9 +1,11 @@
 """The command `kpair`: the one place where names become functions."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
+from contrastive import launch
 from contrastive.cli.doctor import doctor
 from contrastive.cli.evaluate import evaluate
 from contrastive.cli.mine import mine
@@ -45,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             commands[words[0]](words[1:])
     except InputError as error:
-        print(f"kpair: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if launch.first() or not isinstance(error, launch.RefusedByAll):
+            print(f"kpair: error: {_who(error)}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"kpair: interrupted; {_GOES_ON}", file=sys.stderr)
@@ -54,12 +57,23 @@ def main(arguments: list[str] | None = None) -> int:
         if ending.code == 143:
             print(f"kpair: terminated; {_GOES_ON}", file=sys.stderr)
         raise
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
+        if launch.of_another_rank(error):
+            print(f"kpair: {_who(error)}stopped, for another rank has gone", file=sys.stderr)
+            return 1
         if (what := _of_the_machine(error)) is None:
+            if launch.launched():
+                print(f"kpair: {_who(error)}failed, as follows", file=sys.stderr)
             raise
-        print(f"kpair: error: {what}", file=sys.stderr)
+        print(f"kpair: error: {_who(error)}{what}", file=sys.stderr)
         return 2
     return 0
+
+
+def _who(error: BaseException) -> str:
+    """The rank that an error is of, where it is not everybody's."""
+    alone = not launch.launched() or isinstance(error, launch.RefusedByAll)
+    return "" if alone else f"rank {os.environ['RANK']}: "
 
 
 _GOES_ON = "what was under way goes on with --resume auto"

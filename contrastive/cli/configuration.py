@@ -99,19 +99,28 @@ def _add_options(parser: ArgumentParser) -> None:
         default="32-true",
         help="of the network; scores and losses are float32 in any case",
     )
+    add(
+        "--chunk",
+        type=int | None,
+        default=None,
+        help="views to encode at a time, for batches beyond the memory; not with batch normalisation",
+    )
+    add("--timeout", type=float, default=1800.0, help="under torchrun, seconds that a rank waits for another")
 
 
 def _check(config: dict[str, Any]) -> None:
     """Whatever can be refused before the data are read; fills in defaults that depend on other options."""
     if config["epochs"] is None:
         config["epochs"] = 60 if config["data"] == "digits" else 10
-    for option in ("epochs", "batch_size", "image_size", "checkpoint_every"):
+    for option in ("epochs", "batch_size", "image_size", "checkpoint_every", "chunk"):
         if config[option] is not None and config[option] < 1:
             raise InputError(f"--{option.replace('_', '-')} is {config[option]}, expected at least 1")
     if not (math.isfinite(config["lr"]) and config["lr"] > 0):
         raise InputError(f"--lr is {config['lr']}, expected a positive number")
     if not (math.isfinite(config["weight_decay"]) and config["weight_decay"] >= 0):
         raise InputError(f"--weight-decay is {config['weight_decay']}, expected a number of at least 0")
+    if not (math.isfinite(config["timeout"]) and config["timeout"] > 0):
+        raise InputError(f"--timeout is {config['timeout']}, expected a positive number of seconds")
     temperature = config["temperature"]
     if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
         raise InputError(f"--temperature is {temperature}, expected a positive number")

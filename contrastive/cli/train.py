@@ -1,20 +1,27 @@
 """``kpair train``."""
 
+import hashlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from contrastive import runs, tables
+from contrastive import launch, runs, tables
 from contrastive.checkpoints import locked, newest_checkpoint
+from contrastive.chunks import refuse_what_joins_rows
 from contrastive.cli.configuration import read_options
 from contrastive.cli.evaluate import measure, say
 from contrastive.cli.names import Setup, set_up
+from contrastive.collectives import world_size
 from contrastive.criterion import KPairLoss
+from contrastive.distributed import GlobalBatch
 from contrastive.encoders import save_encoder
 from contrastive.errors import InputError
 from contrastive.files import remove_scraps
@@ -32,22 +39,61 @@ def train(words: list[str]) -> None:
     Raises:
         InputError: for anything the user can mend.
     """
-    config = read_options(words)
+    options = _attempted(partial(read_options, words))
+    with launch.joined(60.0 if isinstance(options, InputError) else options["timeout"]):
+        _train(launch.together(partial(_said, options)))
+
+
+def _attempted(function: Callable[[], dict[str, Any]]) -> dict[str, Any] | InputError:
+    try:
+        return function()
+    except InputError as error:  # said when all ranks have met: none may be left waiting
+        return error
+
+
+def _said(outcome: dict[str, Any] | InputError) -> dict[str, Any]:
+    if isinstance(outcome, InputError):
+        raise outcome
+    return outcome
+
+
+def _train(config: dict[str, Any]) -> None:
+    if launch.restarted():
+        config["resume"] = "auto"
+    setup = launch.together(partial(_set_up, config))
+    if launch.launched():
+        images = hashlib.sha256(setup.data.train.images.contiguous().numpy().data).hexdigest()
+        versions = {"torch's version": torch.__version__, "kpair's version": version("kpair")}
+        launch.agree({**runs.what_is_computed(config), "the training images (checksum)": images, **versions})
+    out, config["out"] = launch.by_first(partial(_folder, config))
+    launch.by_first(partial(runs.claim, out, config, resume=config["resume"] == "auto"))
+    if launch.by_first((out / runs.METRICS).exists):
+        print(f"{out} is finished; nothing is left to do")
+        return
+    with ExitStack() as held:
+        launch.by_first(partial(_hold, out, held))
+        _run(out, config, setup)
+
+
+def _hold(out: Path, held: ExitStack) -> None:
+    held.enter_context(locked(out))
+    for folder in (out, out / "checkpoints"):
+        remove_scraps(folder)
+
+
+def _set_up(config: Mapping[str, Any]) -> Setup:
     setup = set_up(config)
     if len(setup.data.test) < 2:
         raise InputError(f"--data: {setup.data.name} has {len(setup.data.test)} test image, expected at least 2")
     if not 2 <= config["batch_size"] <= len(setup.data.train):
         found = f"2 to {len(setup.data.train)}, the number of training images"
         raise InputError(f"--batch-size is {config['batch_size']}, expected {found}")
-    out, config["out"] = _folder(config)
-    runs.claim(out, config, resume=config["resume"] == "auto")
-    if (out / runs.METRICS).exists():
-        print(f"{out} is finished; nothing is left to do")
-        return
-    with locked(out):
-        for folder in (out, out / "checkpoints"):
-            remove_scraps(folder)
-        _run(out, config, setup)
+    if config["chunk"] is not None:
+        try:
+            refuse_what_joins_rows(nn.ModuleList([setup.encoder, setup.projector]))
+        except ValueError as error:
+            raise InputError(f"--chunk: {str(error).removeprefix('in_chunks: ')}") from error
+    return setup
 
 
 def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
@@ -55,15 +101,16 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
     from contrastive.training import fit
 
     progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
-    resume_from = newest_checkpoint(out / "checkpoints", "step-*.ckpt")
-    say(
-        f"{'resuming' if resume_from else 'training'} in {out}: {_title(config, setup)}, {len(setup.data.train)} images"
-    )
-    criterion = KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"])
+    resume_from = launch.by_first(partial(newest_checkpoint, out / "checkpoints", "step-*.ckpt"))
+    if launch.first():
+        doing, ranks = "resuming" if resume_from else "training", world_size()
+        on = f" on {ranks} ranks" if ranks > 1 else ""
+        say(f"{doing} in {out}{on}: {_title(config, setup)}, {len(setup.data.train)} images")
+    one = KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"])
     result = fit(
         setup.encoder,
         setup.projector,
-        criterion,
+        GlobalBatch(one),
         setup.data.train.images,
         view=setup.view,
         out=out,
@@ -81,14 +128,17 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
             batch_size=config["batch_size"],
             seed=config["seed"],
         ),
-        each_step=partial(_mine_at, criterion, setup.miner) if isinstance(setup.miner, Miner) else None,
+        each_step=partial(_mine_at, one, setup.miner) if isinstance(setup.miner, Miner) else None,
         resume_from=resume_from,
         checkpoint_every=config["checkpoint_every"],
-        progress=progress,
+        progress=progress and launch.first(),
         tensorboard=config["tensorboard"],
         accelerator=config["accelerator"],
         precision=config["precision"],
+        chunk=config["chunk"],
     )
+    if not launch.first():
+        return
     training_peak = runs.peak_mb()
     save_encoder(out, setup.recipe, setup.encoder, setup.projector, setup.critic)
     start = time.perf_counter()
