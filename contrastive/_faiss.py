@@ -29,10 +29,13 @@ __all__ = [
     "is_factory",
     "knn",
     "safe_by_default",
+    "scores",
+    "scores_pairs",
     "search",
     "set_nprobe",
     "threads",
     "to_bytes",
+    "use_one_thread",
 ]
 
 GPU_MAX_K = 2048
@@ -137,6 +140,47 @@ def knn(
     else:
         values, ids = faiss.knn(queries, gallery, k, metric=metric)
     return (values if inner_product else -values), ids
+
+
+def scores_pairs() -> bool:
+    """Whether `scores` is there."""
+    faiss = _module()
+    return faiss is not None and hasattr(faiss, "pairwise_indexed_inner_product")
+
+
+def scores(
+    x: Float32[np.ndarray, "queries dim"],
+    row: Int64[np.ndarray, " pairs"],
+    y: Float32[np.ndarray, "gallery dim"],
+    column: Int64[np.ndarray, " pairs"],
+    *,
+    inner_product: bool,
+) -> Float32[np.ndarray, " pairs"]:
+    """Scores pairs, each from its two rows alone.
+
+    Arguments:
+        x: queries.
+        row: of each pair, the query.
+        y: items.
+        column: of each pair, the item.
+        inner_product: these; otherwise negative squared distances.
+    """
+    faiss = _module()
+    if faiss is None:
+        raise RuntimeError("scores: FAISS is not available")
+    x, y, row, column = (np.ascontiguousarray(array) for array in (x, y, row, column))
+    out = np.empty(len(row), np.float32)
+    score = faiss.pairwise_indexed_inner_product if inner_product else faiss.pairwise_indexed_L2sqr
+    score(x.shape[1], len(row), *map(faiss.swig_ptr, (x, row, y, column, out)))
+    # Zero is zero, whatever its sign.
+    return out + 0.0 if inner_product else 0.0 - out
+
+
+def use_one_thread() -> None:
+    """Tells FAISS to use one thread wherever the calling thread asks it for something."""
+    faiss = _module()
+    if faiss is not None and hasattr(faiss, "omp_set_num_threads"):
+        faiss.omp_set_num_threads(1)
 
 
 def is_factory(text: str) -> bool:

@@ -1,9 +1,7 @@
 r"""The hardest negatives of every row of one set, exactly, without its matrix of scores.
 
-Products of matrices are the cost, and bfloat16 halves it. Its error is bounded by the norms of what rounding took away
-(Cauchy-Schwarz), so such products can filter: a pair that may be among the best within the error passes, and those few
-have their scores computed anew in float64. The result is exact whatever the precision of the filter, which is chosen by
-the clock.
+Products of matrices are the cost, and bfloat16 halves it. Such products filter (`contrastive.codes`): a pair that may
+be among the best within the error passes, and those few have their scores computed anew in float64.
 
 >>> rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
 >>> AllPairs("example", rows).top(1).ids.flatten()
@@ -11,16 +9,14 @@ tensor([1, 0, 3, 2])
 """
 
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from contrastive import _faiss, gemm, neighbours
+from contrastive.codes import Codes, faster_dtype
 from contrastive.errors import InputError
 from contrastive.neighbours import Ranking
 
@@ -73,7 +69,7 @@ class AllPairs:
         self.function, self.metric, self.threshold = function, metric, threshold
         self.rows, _ = neighbours.prepared(function, rows, rows, metric, rows.dtype)
         self.classes = None if classes is None else classes.to(rows.device)
-        self._filter: _Filter | None = None
+        self._filter: Codes | None = None
         self._index = None
         if index is not None:
             numbers, by_product = self.rows.float().cpu().numpy(), metric != "euclidean"
@@ -103,23 +99,23 @@ class AllPairs:
 
     def _strip(self, k: int, anchors: Tensor) -> Ranking:
         if self._filter is None:
-            dtype = _faster_dtype(self.rows.device, self.rows.shape[1])
-            self._filter = _Filter.of(self.rows, self.metric, dtype)
+            dtype = faster_dtype(self.rows.device, self.rows.shape[1])
+            self._filter = Codes.of(self.rows, self.metric, dtype)
         pairs = self._filtered(self._filter, k, anchors)
         # Rows that crowd within the error of bfloat16 make more work behind the filter than it saves.
         if self._filter.dtype == torch.bfloat16 and (pairs is None or len(pairs[0]) > 16 * k * len(anchors)):
-            self._filter = _Filter.of(self.rows, self.metric, torch.float32)
+            self._filter = Codes.of(self.rows, self.metric, torch.float32)
             pairs = self._filtered(self._filter, k, anchors) if pairs is None else pairs
         if pairs is None:  # scores that are equal within rounding: a collapsed encoder
             pairs = self._ranked(k, anchors)
         return self._ranking(k, anchors, *pairs)
 
-    def _filtered(self, codes: "_Filter", k: int, anchors: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _filtered(self, codes: Codes, k: int, anchors: Tensor) -> tuple[Tensor, Tensor] | None:
         """All pairs that may be among the k best of their anchor, and few others; None where there are too many.
 
         Pairs are a place among the anchors, and a row.
         """
-        strip = _Strip(codes, k, anchors, self._ceiling(anchors, codes.scale))
+        strip = _Strip(codes, k, self.rows[anchors], self._ceiling(anchors, codes.scale))
         for start, end in _blocks(len(self.rows), max(_FIRST_WIDTH, 4 * k)):
             place, column, value = strip.above(start, end)
             counts = self._counts(anchors[place], column)
@@ -219,74 +215,6 @@ class AllPairs:
 # --- the filter -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Filter:
-    r"""Rows in a form whose products are cheap, and how far those are off.
-
-    A product is :math:`c^2 x^\top y`, or :math:`c^2 (x^\top y - \lVert y \rVert^2 / 2)` for the distance, c a power of
-    two that makes the longest row about 1 long.
-
-    Arguments:
-        dtype: of the codes.
-        scale: c.
-        queries: codes of the rows.
-        gallery: codes of the rows; those of the distance have further columns that stand against ones.
-        error: of each query, the most that any of its products is off.
-    """
-
-    dtype: torch.dtype
-    scale: float
-    queries: Float[Tensor, "rows width"]
-    gallery: Float[Tensor, "rows width"]
-    error: Float32[Tensor, " rows"]
-
-    @classmethod
-    def of(cls, rows: Tensor, metric: str, dtype: torch.dtype) -> "_Filter":
-        count, width = rows.shape
-        # Half of a squared length takes several numbers of little precision.
-        extra = 0 if metric != "euclidean" else 3 if dtype == torch.bfloat16 else 2
-        longest = max(float(torch.linalg.vector_norm(rows[part], dim=1).max()) for part in _parts(count))
-        scale = 2.0 ** -math.frexp(longest)[1] if longest > 0 else 1.0
-        shared = extra == 0 and dtype == rows.dtype and scale == 1.0
-        queries = rows if shared else rows.new_empty(count, width + extra, dtype=dtype)
-        gallery = rows.new_empty(count, width + extra, dtype=dtype) if extra else queries
-        lost, norms, squares = (rows.new_empty(count, dtype=torch.float64) for _ in range(3))
-        rest = 0.0
-        for part in _parts(count):
-            x = rows[part].double() * scale
-            code = x.to(dtype)
-            lost[part] = torch.linalg.vector_norm(x - code.double(), dim=1)
-            norms[part] = torch.linalg.vector_norm(code.double(), dim=1)
-            squares[part] = x.square().sum(1) / 2
-            if not shared:
-                queries[part, :width] = code
-            if extra:
-                queries[part, width:] = 1.0
-                gallery[part, :width] = code
-                remaining = -squares[part]
-                for column in range(width, width + extra):
-                    gallery[part, column] = remaining.to(dtype)
-                    remaining = remaining - gallery[part, column].double()
-                rest = max(rest, float(remaining.abs().max()))
-        largest, farthest = float(norms.max()), float(lost.max())
-        reach = norms * largest + (float(squares.max()) if extra else 0.0)
-        error = lost * largest + norms * farthest + lost * farthest + rest + _relative_error(dtype, rows) * reach
-        return cls(dtype, scale, queries, gallery, (1.01 * error).float())
-
-
-def _relative_error(dtype: torch.dtype, rows: Tensor) -> float:
-    """What sums of products lose in float32, and in the rounding of their result to `dtype`."""
-    sums = 2.0 * (rows.shape[1] + 32) * 2.0**-24
-    if dtype == torch.bfloat16:
-        return sums + 2.0**-8
-    # Elsewhere float32 may be multiplied in TensorFloat-32 or bfloat16, as the user's settings say.
-    return sums if rows.device.type == "cpu" and gemm.exact() else sums + 2.0**-6
-
-
-def _parts(rows: int) -> Iterator[slice]:
-    return (slice(start, start + 2**14) for start in range(0, rows, 2**14))
-
-
 def _blocks(rows: int, first: int) -> Iterator[tuple[int, int]]:
     """Columns of the blocks: narrow ones to begin with, and what is no multiple of a group by itself."""
     start, width = 0, -(-first // _GROUP) * _GROUP
@@ -303,22 +231,23 @@ class _Strip:
     """Some rows against all: what has passed the filter, and the floor that rises with it.
 
     Arguments:
-        codes: and their errors.
+        codes: of all.
         k: how many of each row are looked for.
-        anchors: the numbers of the rows.
+        x: the rows.
         ceiling: of each row, the product above which a pair does not count; None: there is none.
     """
 
-    def __init__(self, codes: _Filter, k: int, anchors: Tensor, ceiling: Tensor | None) -> None:
-        self._x, self._y, self._k = codes.queries[anchors], codes.gallery, k
-        error = codes.error[anchors]
+    def __init__(self, codes: Codes, k: int, x: Tensor, ceiling: Tensor | None) -> None:
+        self._x, error, reach = codes.queries(x)
+        self._y, self._k = codes.rows, k
+        error = (error + 1.01 * codes.rounding * reach).float()
         # A pair below its ceiling by more than the error counts for sure, one above by more does not.
         self._surely = None if ceiling is None else ceiling - error
         self._at_most = None if ceiling is None else ceiling + error
         # The k-th best product less its error is a score that k pairs reach: one that may reach it is no lower.
         self._slack = 2.0 * error
         self._floor = torch.full_like(error, -torch.inf)
-        self._best = error.new_full((len(anchors), k), -torch.inf)
+        self._best = error.new_full((len(x), k), -torch.inf)
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._new: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting = 0
@@ -406,24 +335,6 @@ def _maxima(groups: Tensor, positive: bool) -> Tensor:
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     row, column, value = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return row, column, value
-
-
-@cache
-def _faster_dtype(device: torch.device, width: int) -> torch.dtype:
-    """The type whose products are faster here: bfloat16 where the processor has instructions for it."""
-    if device.type != "cpu":
-        return torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, y = torch.zeros(256, width, dtype=dtype), torch.zeros(2048, width, dtype=dtype)
-        took = []
-        for _ in range(3):
-            start = time.perf_counter()
-            with torch.autocast("cpu", enabled=False), gemm.fast_products(x, 2**30):
-                x @ y.T
-            took.append(time.perf_counter() - start)
-        seconds[dtype] = min(took)
-    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def _starts(row: Tensor, rows: int) -> Tensor:

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["exact", "fast_products"]
+__all__ = ["exact", "fast_products", "multiplies_in_float32"]
 
 # A product of 128 terms rounded in float32 errs by about 4e-7 of its largest entry, in bfloat16 by 4e-3.
 _TOLERANCE = 4e-6
@@ -59,15 +59,31 @@ def exact() -> bool:
     """Whether oneDNN is there and its products are true float32 on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
         return False
+    _enter()
+    try:
+        return _error() < _TOLERANCE
+    finally:
+        _leave()
+
+
+def multiplies_in_float32() -> bool:
+    """Whether float32 matrices are multiplied in float32 on the CPU, in `fast_products` and by the user's settings."""
+    return _error() < _TOLERANCE
+
+
+def _error() -> float:
+    """Of a product of float32 matrices, of its largest entry."""
+    x, y, expected, largest = _example()
+    with torch.autocast("cpu", enabled=False):
+        return float((x @ y.T - expected).abs().max()) / largest
+
+
+@cache
+def _example() -> tuple[Tensor, Tensor, Tensor, float]:
     generator = torch.Generator("cpu").manual_seed(0)
     x, y = (torch.randn(256, 128, generator=generator, dtype=torch.float32, device="cpu") for _ in range(2))
     expected = x.double() @ y.double().T
-    _enter()
-    try:
-        error = (x @ y.T - expected).abs().max() / expected.abs().max()
-    finally:
-        _leave()
-    return bool(error < _TOLERANCE)
+    return x, y, expected, float(expected.abs().max())
 
 
 def _precision() -> str:

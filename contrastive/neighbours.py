@@ -15,7 +15,8 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contrastive import _faiss
+from contrastive import _faiss, filtered
+from contrastive.codes import Codes, faster_dtype
 from contrastive.errors import InputError
 from contrastive.gemm import fast_products
 from contrastive.ranking import in_order, largest_in_order, merged
@@ -171,12 +172,14 @@ class Target:
         index: Any | None = None,
         space: Space | None = None,
     ) -> None:
-        self.use_faiss, factory = _chosen(function, rows, backend)
-        dtype = torch.float32 if self.use_faiss or factory is not None else rows.dtype
+        self.by, factory = _chosen(function, rows, backend)
+        dtype = torch.float32 if self.by != "torch" or factory is not None else rows.dtype
         self.rows, self.metric = rows, metric
         self.space = Space.of(function, rows, metric, dtype) if space is None else space
         self.blocks = _gallery_blocks(rows)
         self._kept: tuple[Tensor, Tensor | None] | None = None
+        self._coded: tuple[int, Codes] | None = None
+        self._code = faster_dtype(rows.device, rows.shape[1]) if self.by == "filter" else rows.dtype
         self.index = index
         if factory is not None and index is None:
             parts = (self.space(rows[first:end]).cpu().numpy() for first, end in self.blocks)
@@ -197,7 +200,8 @@ class Target:
             more: the new ones.
         """
         longer = copy(self)
-        longer.rows, longer.blocks, longer._kept = rows, _gallery_blocks(rows), None
+        longer.rows, longer.blocks = rows, _gallery_blocks(rows)
+        longer._kept = longer._coded = None
         if self.index is None:
             longer.space = Space.of(function, rows, self.metric, self.space.dtype)
         else:
@@ -216,6 +220,24 @@ class Target:
         if len(self.blocks) == 1:
             self._kept = found
         return found
+
+    def codes(self, first: int, y: Tensor) -> Codes:
+        """Of the prepared rows of a block, for the filter; those of the last block are kept.
+
+        Arguments:
+            first: where the block begins.
+            y: of `block`.
+        """
+        if self._coded is None or self._coded[0] != first:
+            self._coded = first, Codes.of(y, self.metric, self._code)
+        return self._coded[1]
+
+    def codes_in_float32(self) -> bool:
+        """Takes codes of float32 from now on; says whether they had been others."""
+        others = self._code != torch.float32
+        if others:
+            self._code, self._coded = torch.float32, None
+        return others
 
 
 def _sample(rows: Tensor) -> Tensor:
@@ -334,12 +356,29 @@ class Search:
     def _of_block(self, part: slice, k: int, first: int, end: int) -> tuple[Tensor, Tensor]:
         x, own = self.strip(part), None if self.own is None else self.own[part] - first
         y, squares = self.target.block(first, end)
-        top = _faiss_top if self.target.use_faiss else _torch_top
         k = min(k, len(y))
+        if self.target.by == "filter" and filtered.pays(len(y), k + (own is not None)):
+            scores, ids = self._filtered(x, y, k, own, first, squares)
+            return scores, ids + first
+        top = _torch_top if self.target.by == "torch" else _faiss_top
         scores, ids = top(x, y, k, self.target.metric, squares, own)
         if squares is not None:
             scores, ids = _as_distances(x, y, scores, ids)
         return scores, ids + first
+
+    def _filtered(
+        self, x: Tensor, y: Tensor, k: int, own: Tensor | None, first: int, squares: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        scores, ids, crowded = filtered.nearest(x, y, self.target.codes(first, y), k, own)
+        left = crowded.nonzero().squeeze(1)
+        # Rows that crowd within the error of bfloat16, as those of an untrained encoder may, are told apart by float32.
+        if 4 * len(left) > len(x) and self.target.codes_in_float32():
+            again = self._filtered(x[left], y, k, None if own is None else own[left], first, squares)
+            scores[left], ids[left] = again
+        elif len(left):
+            of_left = _torch_top(x[left], y, k, self.target.metric, squares, None if own is None else own[left])
+            scores[left], ids[left] = of_left if squares is None else _as_distances(x[left], y, *of_left)
+        return scores, ids
 
     def _by_index(self, part: slice, k: int) -> tuple[Tensor, Tensor]:
         """What the index finds, scored exactly; -1 after the last."""
@@ -560,12 +599,14 @@ def _filled_up(x: Tensor, multiple: int) -> Tensor:
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
 
-def _chosen(function: str, x: Tensor, backend: str) -> tuple[bool, str | None]:
-    """Whether FAISS searches exactly, and the description of an index if one is to search approximately."""
+def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "faiss", "filter"], str | None]:
+    """Who searches exactly, and the description of an index if one is to search approximately."""
     if backend == "auto":
-        return x.device.type == "cpu" and x.dtype == torch.float32 and _faiss.safe_by_default(), None
+        if x.device.type != "cpu" or x.dtype != torch.float32 or not _faiss.safe_by_default():
+            return "torch", None
+        return "faiss" if _faiss.gpu_count() else "filter", None
     if backend == "torch":
-        return False, None
+        return "torch", None
     if backend != "faiss" and not _faiss.is_factory(backend):
         raise InputError(
             f"{function}: backend is {backend!r}, expected one of auto, torch, faiss, "
@@ -573,7 +614,7 @@ def _chosen(function: str, x: Tensor, backend: str) -> tuple[bool, str | None]:
         )
     if not _faiss.available():
         raise InputError(f"{function}: backend is {backend!r}, which needs FAISS: pip install 'kpair[faiss]'")
-    return backend == "faiss", None if backend == "faiss" else backend
+    return ("faiss", None) if backend == "faiss" else ("torch", backend)
 
 
 def _torch_top(

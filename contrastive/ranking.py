@@ -11,7 +11,15 @@ from torch import Tensor
 
 from contrastive.scores import eager_on_cpu
 
-__all__ = ["columns_of_largest", "in_order", "largest", "largest_in_order", "largest_of_columns", "merged"]
+__all__ = [
+    "columns_of_largest",
+    "in_order",
+    "largest",
+    "largest_in_order",
+    "largest_of_columns",
+    "merged",
+    "sorted_rows",
+]
 
 # Measured, on one thread. torch finds 32 maxima at once and others one by one; numpy ranks up to 128 numbers in
 # registers, four times as fast as torch, but is worth its call only for more than a few.
@@ -146,11 +154,17 @@ def _largest_by_filter(scores: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     at = np.arange(len(place)) - (counts.cumsum() - counts).repeat(counts)
     negated, found = np.full((rows, widest), np.inf, entries.dtype), np.full((rows, widest), columns)
     negated[row, at], found[row, at] = -entries[row, column], column
-    values, ids = _sorted(negated, found)
+    values, ids = sorted_rows(negated, found)
     return values[:, :k], ids[:, :k]
 
 
-def _sorted(negated: NDArray[Any], ids: NDArray[Any]) -> tuple[Tensor, Tensor]:
+def sorted_rows(negated: NDArray[Any], ids: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Sorts rows by their negated values, among equals by id: values and ids.
+
+    Arguments:
+        negated: of each row, no NaN: numpy sorts upward.
+        ids: what they belong to.
+    """
     order = negated.argsort(1)
     values, ids = np.take_along_axis(negated, order, 1), np.take_along_axis(ids, order, 1)
     return in_order(torch.from_numpy(np.negative(values, out=values)), torch.from_numpy(ids))
@@ -209,7 +223,7 @@ def merged(
         return found
     values, ids = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
     if eager_on_cpu(values):
-        values, ids = _sorted(values.neg().numpy(), ids.numpy())
+        values, ids = sorted_rows(values.neg().numpy(), ids.numpy())
         return values[:, :k], ids[:, :k]
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values[:, :k], ids.gather(1, order[:, :k])

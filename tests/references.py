@@ -448,3 +448,30 @@ class Channel:
 
     def mean(self, losses):
         return (self.probability * losses).sum()
+
+
+def score_matrix(x, metric):
+    """Scores of all pairs of rows in float64."""
+    x = x.double()
+    if metric == "euclidean":
+        return -(x[:, None] - x).square().sum(2)
+    if metric == "cosine":
+        x = torch.nn.functional.normalize(x, dim=1)
+    return x @ x.T
+
+
+def awkward(kind, generator, rows=700):
+    """Rows on which a filter of little precision errs the most."""
+    x = torch.randn(rows, 20, generator=generator)
+    if kind == "near duplicates":  # of which bfloat16 cannot tell any two apart
+        return torch.randn(1, 20, generator=generator) + 1e-4 * x
+    if kind == "one direction":
+        return torch.ones(20) + 0.05 * x
+    if kind == "lengths":
+        return x * torch.logspace(-3, 3, rows)[torch.randperm(rows, generator=generator)][:, None]
+    if kind == "sorted":  # the best ones come last
+        return x[(x @ x[-1]).argsort()]
+    return {"tiny": 1e-18, "huge": 1e17, "plain": 1.0}[kind] * x
+
+
+AWKWARD = ["plain", "near duplicates", "one direction", "lengths", "sorted", "tiny", "huge"]

@@ -13,7 +13,7 @@ LAYERS = [
     {"checkpoints", "randomness", "launch", "norms"},
     {"scores", "pictures"},
     {"rows", "factors", "gemm", "ranking"},
-    {"objectives", "relatives", "critics", "lists", "_tiles", "priors", "assignments", "correlation"},
+    {"objectives", "relatives", "critics", "lists", "_tiles", "priors", "assignments", "correlation", "codes"},
     {"_strips", "estimators", "arguments", "adversarial"},
     {"_streaming"},
     {"tiled", "_ring"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "thumbnails"}
     | {"taps", "wrappers", "receptive"},
     {"metrics", "relevance", "intervals", "_faiss", "flows", "terms"},
+    {"filtered"},
     {"neighbours"},
     {"assessment", "gallery"},
     {"retrieval"},

@@ -8,23 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import AWKWARD, awkward, score_matrix
 from torch.utils.data import DataLoader, TensorDataset
 
 from contrastive import InputError, allpairs
+from contrastive.codes import Codes
 from contrastive.retrieval import search
 from miners.neighbors import class_means, hard_class_batches, mine_negatives, neighbour_batches
 
 METRICS = ["cosine", "inner_product", "euclidean"]
 metrics = pytest.mark.parametrize("metric", METRICS)
-
-
-def score_matrix(x, metric):
-    x = x.double()
-    if metric == "euclidean":
-        return -(x[:, None] - x).square().sum(2)
-    if metric == "cosine":
-        x = torch.nn.functional.normalize(x, dim=1)
-    return x @ x.T
 
 
 def brute_force(x, k, metric="cosine", labels=None, threshold=None):
@@ -113,31 +106,14 @@ def test_labels_sorted_by_class_leave_the_first_blocks_empty():
     assert torch.equal(mine_negatives(x, 7, labels=labels).ids, ids)
 
 
-def awkward(kind, generator):
-    """Rows on which a filter of little precision errs the most."""
-    x = torch.randn(700, 20, generator=generator)
-    if kind == "near duplicates":  # of which bfloat16 cannot tell any two apart
-        return torch.randn(1, 20, generator=generator) + 1e-4 * x
-    if kind == "one direction":
-        return torch.ones(20) + 0.05 * x
-    if kind == "lengths":
-        return x * torch.logspace(-3, 3, 700)[torch.randperm(700, generator=generator)][:, None]
-    if kind == "sorted":  # the best ones come last
-        return x[(x @ x[-1]).argsort()]
-    return {"tiny": 1e-18, "huge": 1e17, "plain": 1.0}[kind] * x
-
-
-KINDS = ["plain", "near duplicates", "one direction", "lengths", "sorted", "tiny", "huge"]
-
-
 @metrics
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AWKWARD)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_filter_loses_nothing(metric, kind, dtype, monkeypatch):
     monkeypatch.setattr(allpairs, "HEIGHT", 300)
     monkeypatch.setattr(allpairs, "WIDTH", 256)
     monkeypatch.setattr(allpairs, "_FIRST_WIDTH", 64)
-    monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where: dtype)
+    monkeypatch.setattr(allpairs, "faster_dtype", lambda *where: dtype)
     generator = torch.Generator().manual_seed(1)
     x, labels = awkward(kind, generator), torch.randint(0, 5, (700,), generator=generator)
     # The library's own rows (unit, or centred): what the search decides is checked here, not what preparing rounds.
@@ -159,7 +135,7 @@ def test_the_filter_loses_nothing(metric, kind, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
-@pytest.mark.parametrize("kind", [*KINDS, "whole numbers", "all errors of one sign"])
+@pytest.mark.parametrize("kind", [*AWKWARD, "whole numbers", "all errors of one sign"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_filter_is_off_by_no_more_than_it_says(metric, kind, dtype):
     generator = torch.Generator().manual_seed(1)
@@ -169,24 +145,26 @@ def test_the_filter_is_off_by_no_more_than_it_says(metric, kind, dtype):
         x = torch.full((64, 257), 1 + 0.99 * 2.0**-8)
     else:
         x = awkward(kind, generator)
-    codes = allpairs._Filter.of(x, metric, dtype)
+    codes = Codes.of(x, metric, dtype)
+    queries, error, reach = codes.queries(x)
+    error = error + 1.01 * codes.rounding * reach
     x = x.double() * codes.scale
     expected = x @ x.T - (x.square().sum(1) / 2 if metric == "euclidean" else 0.0)
-    off = ((codes.queries @ codes.gallery.T).double() - expected).abs().amax(1) / codes.error
+    off = ((queries @ codes.rows.T).double() - expected).abs().amax(1) / error
     assert float(off.max()) <= 1
-    assert float(codes.error.max()) < 0.05  # of products of about 1 at most: it says something
+    assert float(error.max()) < 0.05  # of products of about 1 at most: it says something
 
 
 @metrics
 def test_no_digit_depends_on_blocks_or_precision(metric, monkeypatch):
     x = torch.cat([torch.randn(150, 9), torch.randint(-1, 2, (150, 9)).float()]).repeat(2, 1)
-    monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where: torch.float32)
+    monkeypatch.setattr(allpairs, "faster_dtype", lambda *where: torch.float32)
     expected = mine_negatives(x, 11, metric=metric)
     sizes = [("HEIGHT", 41), ("WIDTH", 128), ("_FIRST_WIDTH", 1), ("_NUMBERS", 100)]
     for name, size in sizes:
         monkeypatch.setattr(allpairs, name, size)
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(allpairs, "_faster_dtype", lambda *where, dtype=dtype: dtype)
+        monkeypatch.setattr(allpairs, "faster_dtype", lambda *where, dtype=dtype: dtype)
         found = mine_negatives(x, 11, metric=metric)
         assert torch.equal(found.ids, expected.ids)
         assert torch.equal(found.scores, expected.scores)
