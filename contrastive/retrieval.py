@@ -90,9 +90,10 @@ def search(
         metric: ``"cosine"`` (a zero vector has cosine 0 to everything), ``"inner_product"`` or
             ``"euclidean"``.
         backend: ``"torch"`` computes on the device and in the precision of its input; ``"faiss"``
-            computes in float32 on the CPU, or on a GPU it finds; ``"auto"`` chooses FAISS for
+            computes in float32 on the CPU, or on a GPU it finds; ``"auto"`` takes FAISS for
             float32 on the CPU where it is installed (not on macOS, where its OpenMP runtime clashes
-            with torch's), else torch. A FAISS factory string such as ``"IVF4096,Flat"`` or ``"HNSW32"`` builds that
+            with torch's), else torch. Without a GPU it then searches as exactly in less time: cheap products of
+            torch leave out what cannot be near, FAISS scores the rest. A FAISS factory string such as ``"IVF4096,Flat"`` or ``"HNSW32"`` builds that
             index and searches approximately; what it finds is scored exactly.
         exclude_self: the gallery is the queries, and row i must not return itself. It is left out by
             its id: exact duplicates of it stay. Or the id that each query has in the gallery, where the queries are
