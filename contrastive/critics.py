@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from contrastive.factors import Factors, product
-from contrastive.scores import as_float32
+from contrastive.scores import as_float32, checked_temperature
 
 __all__ = [
     "Bilinear",
@@ -26,9 +26,6 @@ __all__ = [
     "score_penalty",
     "soft_clip",
 ]
-
-# Below it float32 logits of a cosine exceed 1e6 and no training can follow.
-_SMALLEST_TEMPERATURE = 1e-6
 
 
 class InnerProduct(nn.Module):
@@ -50,7 +47,7 @@ class InnerProduct(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.temperature = _checked_temperature("InnerProduct", temperature)
+        self.temperature = checked_temperature("InnerProduct", temperature)
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
@@ -88,7 +85,7 @@ class Cosine(nn.Module):
 
     def __init__(self, temperature: float = 0.1, *, learnable: bool = False) -> None:
         super().__init__()
-        log_temperature = torch.tensor(math.log(_checked_temperature("Cosine", temperature)))
+        log_temperature = torch.tensor(math.log(checked_temperature("Cosine", temperature)))
         self.log_temperature: Tensor
         if learnable:
             self.log_temperature = nn.Parameter(log_temperature)
@@ -130,7 +127,7 @@ class NegativeSquaredDistance(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.temperature = _checked_temperature("NegativeSquaredDistance", temperature)
+        self.temperature = checked_temperature("NegativeSquaredDistance", temperature)
 
     def forward(self, x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """Scores every row of `x` against every row of `y`."""
@@ -343,14 +340,6 @@ def _tower(dim: int, hidden: int, out: int, layers: int) -> nn.Sequential:
 
 def _hidden_layers(hidden: int, count: int) -> list[nn.Module]:
     return [module for _ in range(count) for module in (nn.Linear(hidden, hidden), nn.ReLU())]
-
-
-def _checked_temperature(critic: str, temperature: float) -> float:
-    if not (math.isfinite(temperature) and temperature >= _SMALLEST_TEMPERATURE):
-        raise ValueError(
-            f"{critic}: temperature is {temperature}, expected a finite number of at least {_SMALLEST_TEMPERATURE}"
-        )
-    return float(temperature)
 
 
 def _check_widths(critic: str, x: Tensor, y: Tensor, dim_x: int, dim_y: int) -> None:

@@ -21,7 +21,7 @@ from contrastive.bounds import infonce_bound
 from contrastive.data import ImageData, ImageSplit
 from contrastive.errors import InputError
 from contrastive.factors import normalize
-from contrastive.geometry import alignment, uniformity
+from contrastive.geometry import alignment, spread, uniformity
 from contrastive.objectives import kpair_loss
 from contrastive.probing import knn_accuracy, linear_accuracy, mlp_accuracy
 from contrastive.report import HardNegatives, Neighbours
@@ -171,6 +171,7 @@ def evaluate_model(
         if name == "encoder":
             embeddings, projections = test, embed(model.projections, data.test.images)
             pair = first, second
+            notes += _collapse(embeddings, projections)
             intervals = {f"instance_{key}": value for key, value in instance.interval.items()}
             if labels is not None:
                 intervals |= retrieval.interval
@@ -195,6 +196,15 @@ def evaluate_model(
         neighbours=_neighbours(data, embeddings),
         notes=notes,
     )
+
+
+def _collapse(embeddings: Tensor, projections: Tensor) -> list[str]:
+    """What a reader must know of an encoder that gives every image the same vector."""
+    return [
+        f"The encoder has collapsed: {what} of all test images are nearly one vector, and figures of them are chance."
+        for what, vectors in (("features", embeddings), ("projections", projections))
+        if spread(vectors) < 1e-5  # float32 rounds at 1e-7
+    ]
 
 
 def embed(model: Callable[[Tensor], Tensor], images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

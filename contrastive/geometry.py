@@ -17,7 +17,7 @@ from torch import Tensor
 from contrastive.errors import InputError
 from contrastive.retrieval import Rows, as_pair, as_rows, similarity, unit_rows
 
-__all__ = ["alignment", "jacobian_condition_numbers", "uniformity"]
+__all__ = ["alignment", "jacobian_condition_numbers", "spread", "uniformity"]
 
 SIDE = 1024
 
@@ -56,6 +56,29 @@ def alignment(x: Rows, y: Rows, *, alpha: float = 2.0) -> float:
     # The difference, not 2 - 2 cos: that loses all digits where the pairs nearly agree.
     squared = (unit_rows(x) - unit_rows(y)).double().square().sum(1)
     return float(squared.pow(alpha / 2).mean())
+
+
+def spread(x: Rows) -> float:
+    r"""Computes how far directions lie from their mean: 0 where an encoder has collapsed to one direction.
+
+    .. math::
+        \frac1n \sum_i \Bigl\lVert \bar x_i - \frac1n \sum_j \bar x_j \Bigr\rVert^2, \qquad \bar x = x / \lVert x \rVert
+
+    Arguments:
+        x: shape [n, dim], at least one row. A zero vector stays at the origin.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        InputError: for shapes or dtypes that do not fit, NaN or infinite values, no rows.
+
+    Example:
+        >>> spread(torch.tensor([[1.0, 0.0], [0.0, 2.0]])), spread(torch.ones(3, 2))
+        (0.5, 0.0)
+    """
+    directions = unit_rows(as_rows("spread", "x", x)).double()
+    return float((directions - directions.mean(0)).square().sum(1).mean())
 
 
 def uniformity(x: Rows, *, t: float = 2.0) -> float:

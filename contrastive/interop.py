@@ -36,7 +36,7 @@ from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss, supcon_loss
 from contrastive.ranking import largest, largest_of_columns
 from contrastive.relatives import lifted_loss, multi_similarity_loss, sigmoid_loss
-from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_rows, negatives
+from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_rows, checked_temperature, negatives
 
 __all__ = ["as_pml_loss", "as_pml_miner", "from_pml_miner"]
 
@@ -124,9 +124,9 @@ def from_pml_miner(miner: BaseMiner, *, temperature: float) -> "_FromMiner":
         A miner. It guarantees nothing, so nothing bounds mutual information.
 
     Raises:
-        ValueError: for a temperature that is not positive, and for a miner that reads the embeddings (angular,
-            distance-weighted), their positions, or ranks the pairs of the whole batch (HDC). One that is not of PML is
-            refused when it reads them.
+        ValueError: for a temperature that is not a finite number of at least 1e-6, and for a miner that reads the
+            embeddings (angular, distance-weighted), their positions, or ranks the pairs of the whole batch (HDC). One
+            that is not of PML is refused when it reads them.
 
     Example:
         >>> from pytorch_metric_learning.miners import TripletMarginMiner
@@ -138,8 +138,7 @@ def from_pml_miner(miner: BaseMiner, *, temperature: float) -> "_FromMiner":
         | PyTorch Metric Learning (Musgrave et al., 2020)
         | https://arxiv.org/abs/2008.09164
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"from_pml_miner: temperature is {temperature}, expected a positive number")
+    checked_temperature("from_pml_miner", temperature)
     for kind, reason in _UNSUITED.items():
         if isinstance(miner, kind):
             raise ValueError(f"from_pml_miner: {type(miner).__name__} cannot mine scores: {reason}")

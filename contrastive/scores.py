@@ -17,6 +17,7 @@ name            what                                     rule
 A *miner* is any callable ``(scores, targets, *, anchors=None) -> log_weights``.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -33,6 +34,7 @@ __all__ = [
     "check_square",
     "check_targets",
     "check_values",
+    "checked_temperature",
     "negatives",
     "partners",
     "target_scores",
@@ -254,6 +256,21 @@ def _refuse_nan_and_infinity(function: str, scores: Tensor, first: int = 0) -> N
             f"{function}: row {first + int(undefined.nonzero()[0])} holds a NaN or +inf score, "
             "expected finite scores (-inf for an absent candidate)"
         )
+
+
+def checked_temperature(function: str, temperature: float) -> float:
+    """A temperature: below 1e-6 the scores of cosines exceed 1e6 in float32, and no training can follow.
+
+    Arguments:
+        function: name of the caller, for the message.
+        temperature: anything that should be one.
+
+    Raises:
+        ValueError: for a temperature that is not a finite number of at least 1e-6.
+    """
+    if not (math.isfinite(temperature) and temperature >= 1e-6):
+        raise ValueError(f"{function}: temperature is {temperature}, expected a finite number of at least 1e-06")
+    return float(temperature)
 
 
 def eager_on_cpu(x: Tensor) -> bool:

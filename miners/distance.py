@@ -1,13 +1,12 @@
 r"""Weights by distance on the sphere: as many negatives near as far."""
 
-import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contrastive.scores import MiningFacts, eager_on_cpu
+from contrastive.scores import MiningFacts, checked_temperature, eager_on_cpu
 from miners.draws import draw
 from miners.miner import Miner, check_count
 
@@ -43,7 +42,7 @@ def distance_weighted(
             device. None: soft weights.
 
     Raises:
-        ValueError: for a `temperature` that is not positive, fewer than 3 dimensions, unless
+        ValueError: for a `temperature` that is none, fewer than 3 dimensions, unless
             0 < `cutoff` < `limit` < 2, and for k < 1.
 
     Example:
@@ -54,8 +53,7 @@ def distance_weighted(
         | Sampling Matters in Deep Embedding Learning (Wu et al., 2017)
         | https://arxiv.org/abs/1706.07567
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"distance_weighted: temperature is {temperature}, expected a positive number")
+    checked_temperature("distance_weighted", temperature)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 3:
         raise ValueError(f"distance_weighted: dim is {dim!r}, expected an integer of at least 3")
     if not 0 < cutoff < limit < 2:

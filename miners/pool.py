@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive.errors import InputError
 from contrastive.retrieval import Metric, search, similarity, unit_rows
-from contrastive.scores import as_float32
+from contrastive.scores import as_float32, checked_temperature
 
 __all__ = ["Draw", "PoolProposal"]
 
@@ -86,8 +86,7 @@ class PoolProposal:
             raise InputError(f"{_NAME}: top is {top}, expected 1 to {len(pool)}, the size of the pool, or None")
         if not 0 < uniform <= 1:
             raise InputError(f"{_NAME}: uniform is {uniform}, expected a share in (0, 1]: q must reach all of the pool")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise InputError(f"{_NAME}: temperature is {temperature}, expected a positive number")
+        checked_temperature(_NAME, temperature)
         self.pool = as_float32(pool.detach())
         self.top, self.uniform, self.temperature, self.metric = top, uniform, temperature, metric
 
