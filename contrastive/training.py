@@ -278,6 +278,8 @@ class _TwoViews(pl.LightningModule):
         # A checkpoint at an epoch's last step is older than the epoch's measurement, which a crash may have lost.
         if self.global_step and self.global_step % len(self.batches) == 0 and self.measured_at != self.global_step:
             self.on_train_epoch_end()
+        if self.global_step >= self.steps:  # resumed at the last step: Lightning would take one more
+            self.trainer.should_stop = True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.step_started = time.perf_counter()

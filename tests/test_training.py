@@ -165,6 +165,17 @@ def test_a_miner_that_changes_with_the_step_resumes_bit_for_bit(tmp_path, miner,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_every", [None, 3, 24])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(tmp_path, checkpoint_every):
+    whole, result = train(tmp_path, checkpoint_every=checkpoint_every)
+    history = read_history(tmp_path)
+    resumed, again = train(tmp_path, checkpoint_every=checkpoint_every, resume=True)
+    assert equal(whole, resumed)
+    assert (again.final_loss, again.steps) == (result.final_loss, 24)
+    assert read_history(tmp_path) == history
+
+
+@pytest.mark.slow
 def test_figures_lost_between_the_checkpoint_and_the_epochs_end_are_measured_again(tmp_path):
     calls = 0
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive import Cosine, KPairLoss, checkpoints
 from contrastive.batches import EpochBatches, Seeded
 from contrastive.checkpoints import check_state, load_checkpoint, newest_checkpoint, save_checkpoint
+from contrastive.encoders import Recipe, build
 from contrastive.randomness import random_state, set_random_state
 from miners import Queue, annealed, hcl
 
 EPOCHS, BATCH, ITEMS = 3, 8, 52
+IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+RECIPE = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
 torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2  # workers of a killed process are gone sooner
 
 
@@ -73,7 +77,7 @@ def own_loop(folder, workers=0, every=3, die_at=None, die_in_save=None, rank=0, 
         net.load_state_dict(state["net"])
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        step = state["step"]
+        step, last_loss = state["step"], state["loss"]
         set_random_state(state["random"])
     while sampler.epoch < EPOCHS:
         for x, y in sampler.counted(loader):
@@ -88,19 +92,61 @@ def own_loop(folder, workers=0, every=3, die_at=None, die_in_save=None, rank=0, 
             if world > 1:
                 for parameter in net.parameters():
                     dist.all_reduce(parameter.grad)
+                for buffer in net.body.buffers():  # as DistributedDataParallel does
+                    dist.broadcast(buffer, 0)
             scaler.step(optimiser)
             scaler.update()
             schedule.step()
-            step += 1
+            step, last_loss = step + 1, float(loss.detach())
             if step % every == 0:
                 state = {name: part.state_dict() for name, part in parts.items()}
-                state |= {"net": net.state_dict(), "step": step, "random": random_state()}
+                state |= {"net": net.state_dict(), "step": step, "loss": last_loss, "random": random_state()}
                 if rank == 0:
                     save_checkpoint(f"{folder}/step-{step}.ckpt", state)
                 if world > 1:
                     dist.barrier()  # no rank goes on from a step that is not saved
-    return fingerprint([net.state_dict(), optimiser.state_dict(), schedule.state_dict(), scaler.state_dict(),
-                        random_state()["ranks"][rank], float(loss.detach())])  # fmt: skip
+    ends = {name: part.state_dict() for name, part in parts.items()}
+    ends |= {"net": net.state_dict(), "random": random_state()["ranks"][rank], "loss": last_loss}
+    return " ".join(f"{name}:{fingerprint(end)}" for name, end in ends.items())
+
+
+class WithQueue(nn.Module):
+    """A criterion with negatives of earlier batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss, self.queue = KPairLoss(Cosine()), Queue(20, 4)
+
+    def forward(self, x, y):
+        loss = self.loss(x, y, negatives=self.queue.keys() if len(self.queue) else None)
+        self.queue.enqueue(y.detach())
+        return loss
+
+
+def fit_loop(folder, every=3, die_at=None, die_in_save=None):
+    """`contrastive.training.fit`, with a queue and a view that draws from three generators, otherwise as `own_loop`."""
+    from contrastive.training import fit
+
+    if die_in_save is not None:
+        _kill_while_writing(die_in_save)
+    steps = 0
+
+    def view(images):
+        nonlocal steps
+        if steps == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return images * (0.9 + 0.2 * random.random()) + 0.2 * float(np.random.rand()) * torch.randn_like(images)
+
+    encoder, projector = build(RECIPE, seed=0)
+    criterion = WithQueue()
+    result = fit(
+        encoder, projector, criterion, IMAGES, view=view, out=Path(folder).parent, epochs=4, batch_size=8, seed=5,
+        resume_from=newest_checkpoint(folder), checkpoint_every=every,
+    )  # fmt: skip
+    return fingerprint(
+        [encoder.state_dict(), projector.state_dict(), criterion.state_dict(), result.final_loss, result.steps]
+    )
 
 
 def write_own_loop(path, *arguments, **options):

@@ -32,7 +32,8 @@ def test_every_battery_is_passed_whole(kind):
 
 def test_every_public_objective_is_a_subject():
     named = {getattr(objective, "func", objective).__name__ for objective in subjects.OBJECTIVES}
-    assert {word for module in (objectives, relatives) for word in module.__all__} <= named
+    of_a_mask = {"each_positive_loss"}  # one value a positive: tests/test_objectives.py
+    assert {word for module in (objectives, relatives) for word in module.__all__} - of_a_mask <= named
 
 
 @pytest.mark.parametrize("miner", subjects.WITH_FACTS, ids=repr)

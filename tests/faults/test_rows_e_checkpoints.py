@@ -19,7 +19,7 @@ import children
 import numpy as np
 import pytest
 import torch
-from loops import fingerprint, own_loop, write_own_loop
+from loops import IMAGES, RECIPE, fit_loop, own_loop, write_own_loop
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -35,11 +35,8 @@ from contrastive.errors import InputError
 from contrastive.files import remove_scraps
 from contrastive.randomness import random_state, set_random_state
 from contrastive.training import fit
-from miners import Queue
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-RECIPE = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
 OTHER = Recipe("ConvNet", {"channels": 1, "widths": [4, 6]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
 SMALL = ["train", "--data", "digits", "--limit", "64", "--batch-size", "16", "--encoder.widths", "[4,8]"]
 
@@ -134,38 +131,14 @@ def test_row25_without_its_parts_it_would_end_elsewhere(tmp_path, uninterrupted,
             assert own_loop(folder) != uninterrupted, part
 
 
-@pytest.mark.parametrize(("fail_at", "every"), [(20, None), (8, 3)])
-def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path, fail_at, every):
-    def view(images):
-        view.steps += 1
-        if view.steps == view.fail_at:
-            raise InterruptedError
-        return images * (0.9 + 0.2 * random.random()) + 0.2 * float(np.random.rand()) * torch.randn_like(images)
-
-    def run(out, fail_at=None, resume_from=None):
-        view.steps, view.fail_at = 0, fail_at
-        criterion = WithQueue()
-        model, result = train(out, view=view, criterion=criterion, checkpoint_every=every, resume_from=resume_from)
-        return fingerprint([model.state_dict(), criterion.state_dict(), result.final_loss])
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(InterruptedError):
-        run(tmp_path / "broken", fail_at)
+@pytest.mark.parametrize("way", [{"die_at": 20}, {"die_in_save": 300}])
+def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path, way):
+    for name in ("whole", "broken"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    assert children.run(partial(fit_loop, tmp_path / "broken" / "checkpoints", **way)) == -signal.SIGKILL
     random.random(), np.random.rand(), torch.rand(3)
-    assert run(tmp_path / "broken", resume_from=newest_checkpoint(tmp_path / "broken" / "checkpoints")) == whole
-
-
-class WithQueue(nn.Module):
-    """A criterion with negatives of earlier batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.loss, self.queue = KPairLoss(Cosine()), Queue(20, 4)
-
-    def forward(self, x, y):
-        loss = self.loss(x, y, negatives=self.queue.keys() if len(self.queue) else None)
-        self.queue.enqueue(y.detach())
-        return loss
+    assert newest_checkpoint(tmp_path / "broken" / "checkpoints") is not None
+    assert fit_loop(tmp_path / "broken" / "checkpoints") == fit_loop(tmp_path / "whole" / "checkpoints")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
