@@ -93,8 +93,9 @@ def search(
             computes in float32 on the CPU, or on a GPU it finds; ``"auto"`` takes FAISS for
             float32 on the CPU where it is installed (not on macOS, where its OpenMP runtime clashes
             with torch's), else torch. Without a GPU it then searches as exactly in less time: cheap products of
-            torch leave out what cannot be near, FAISS scores the rest. A FAISS factory string such as ``"IVF4096,Flat"`` or ``"HNSW32"`` builds that
-            index and searches approximately; what it finds is scored exactly.
+            torch leave out what cannot be near, FAISS scores the rest. A FAISS factory string such as
+            ``"IVF4096,Flat"`` or ``"HNSW32"`` builds that index and searches approximately; what it finds is scored
+            exactly.
         exclude_self: the gallery is the queries, and row i must not return itself. It is left out by
             its id: exact duplicates of it stay. Or the id that each query has in the gallery, where the queries are
             some of its rows.
