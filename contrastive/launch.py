@@ -48,7 +48,7 @@ def first() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun started this process again, after a rank had failed."""
-    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @contextmanager

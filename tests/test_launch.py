@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from contrastive import launch
+from contrastive.checkpoints import newest_checkpoint
 from contrastive.cli import main
 from contrastive.collectives import sum_over_ranks
 from contrastive.criterion import KPairLoss
@@ -82,19 +84,55 @@ def test_two_ranks_end_where_one_does(tmp_path, world, recipe, options):
 def test_ranks_draw_views_of_their_own_again_and_again(tmp_path):
     ranks = [run_ranks(train, 2, tmp_path / str(k), RECIPE, noise, {}) for k in range(2)]
     assert ranks[0][0][1] == ranks[1][0][1]
-    drawn = run_ranks(first_views, 2, tmp_path / "views")
-    assert not torch.equal(drawn[0], drawn[1])
+    (drawn, measured), (others, by_other) = run_ranks(first_views, 2, tmp_path / "views")
+    assert not torch.equal(drawn, others)
+    assert (measured, by_other) == (1, 0)
 
 
 def first_views(rank, world, out):
-    seen = []
+    """What a rank's view draws at first, and how often it measures."""
+    seen, measured = [], []
 
     def view(images):
         seen.append(torch.randn(3))
         return images
 
-    train(rank, world, out, RECIPE, view, {"epochs": 1})
-    return seen[0]
+    def measure():
+        measured.append(rank)
+        return {"figure": 1.0}
+
+    train(rank, world, out, RECIPE, view, {"epochs": 1, "each_epoch": measure})
+    return seen[0], len(measured)
+
+
+def stopped(rank, world, out):
+    """Rank 0 alone hears SIGTERM, at its third step: the status of both, and the steps that they have saved."""
+    seen = [0]
+
+    def view(images):
+        seen[0] += 1
+        if rank == 0 and seen[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return mirrored(images)
+
+    with pytest.raises(SystemExit) as ended:
+        train(rank, world, out, RECIPE, view, {})
+    return ended.value.code, seen[0]
+
+
+def resumed(rank, world, out):
+    options = {"resume_from": newest_checkpoint(out / "checkpoints")}
+    return train(rank, world, out, RECIPE, mirrored, options)[0]
+
+
+@pytest.mark.slow
+def test_ranks_stop_after_the_same_step_and_go_on(tmp_path):
+    whole = run_ranks(train, 2, tmp_path / "whole", RECIPE, mirrored, {})[0][0]
+    assert run_ranks(stopped, 2, tmp_path / "run", timeout=30) == [(143, 3)] * 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003.ckpt"]
+    for found in run_ranks(resumed, 2, tmp_path / "run"):
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[key], value) for key, value in whole.items())
 
 
 def unused(encoder):
@@ -124,6 +162,13 @@ def test_row21_a_parameter_that_the_loss_does_not_use(tmp_path):
 def test_chunks_and_batch_normalisation(tmp_path):
     with pytest.raises(InputError, match=r"BatchNorm2d .* in training mode"):
         train(0, 1, tmp_path, RECIPE, noise, {"chunk": 4})
+    sizes = set()
+
+    def watched(encoder):
+        encoder.register_forward_pre_hook(lambda _, rows: sizes.add(len(rows[0])))
+
+    train(0, 1, tmp_path, ROW_WISE, noise, {"chunk": 5, "epochs": 1}, watched)
+    assert sizes == {5, 4}  # of 24 views
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""How a global batch grows with the number of ranks: ``python -m benchmarks.scale``."""
