@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import series
 from benchmarks.systems import __main__ as everything
-from benchmarks.systems import data, report, runs, training
+from benchmarks.systems import data, report, runs, swap, training
 from benchmarks.systems.training import Budget
 
 NEEDED = {
@@ -117,3 +117,31 @@ def test_missing_data_says_how_to_get_it(tmp_path):
     with pytest.raises(SystemExit, match=r"pass --data-root FOLDER"):
         runs.main(SYSTEMS["simclr"], words)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_swap_table(tmp_path, capsys, monkeypatch):
+    """One seed of two cells; the others read as not run, and nothing is run twice."""
+    words = ["--preset", "smoke", "--made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl")]
+    assert len(swap.cells(options(tmp_path))) == 24
+    monkeypatch.setattr(swap, "SYSTEMS", swap.SYSTEMS[:1])
+    monkeypatch.setattr(swap, "MINERS", ("none", "hcl 1"))
+    swap.main(words)
+    first = capsys.readouterr().out
+    assert "| simclr | own |" in first
+    assert "not run" not in first
+    monkeypatch.setattr(series, "attempt", lambda *given: 1 / 0)
+    monkeypatch.setattr(swap, "MINERS", ("none", "hcl 1", "top 16"))
+    swap.main([*words, "--table"])
+    assert "not run" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the table has all miners and critics"):
+        swap.main([*words, "--miner", "hcl 1"])
+
+
+def test_differences_of_the_swap_table_are_paired_by_seed():
+    def row(seed, miner, value):
+        config = {"critic": "own", "miner": miner}
+        figures = {"random": {"linear": 0.4}, "trained": {"linear": value}}
+        return {"experiment": "swap simclr", "config": config, "seed": seed, "status": "ok", **figures}
+
+    rows = [row(0, "none", 0.50), row(1, "none", 0.52), row(1, "hcl 1", 0.55)]
+    assert "| simclr | own | 40.0 | 51.0 (2) | 55.0 (+3.0; 1) | not run |" in swap.table(rows)

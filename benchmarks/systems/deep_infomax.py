@@ -68,7 +68,7 @@ def build(
     taps = Bfloat16(Taps(encoder, {"map": target, "fc": "fc", "code": ""}), enabled=bfloat16)
     wide = {"local": widths[1], "global": widths[-1] * side**2}[scope]
     if critic is None:
-        # A head's norm is one vector's: nothing is shared between the places or the images.
+        # A head's norm is over channels and places of one image: no statistics of a batch.
         head = partial(ResidualHead, out=units, norm=lambda width: nn.GroupNorm(1, width))
         scores: nn.Module = InnerProduct(units**0.5)
     else:

@@ -20,7 +20,20 @@ from contrastive.errors import InputError
 from contrastive.scores import WeighsNegatives
 from miners import hcl, semihard, topk
 
-__all__ = ["CRITICS", "MINERS", "Blocks", "Plan", "System", "main", "parser", "perform", "planned", "results_of"]
+__all__ = [
+    "CRITICS",
+    "MINERS",
+    "SEEDS",
+    "Blocks",
+    "Plan",
+    "System",
+    "main",
+    "parser",
+    "perform",
+    "planned",
+    "results_of",
+    "wanted",
+]
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SEEDS = {"smoke": 1, "quick": 3, "paper": 1}
@@ -137,14 +150,14 @@ def _as_read(value: Any) -> Any:
     return [_as_read(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Does what is missing, and returns the lines of all that was asked for.
+def wanted(systems: Sequence[System], options: argparse.Namespace) -> list[series.Run]:
+    """The runs that are asked for, whether they are there or not: all systems of a seed, then the next seed.
 
     Arguments:
         systems: of this folder.
         options: of `parser`.
     """
-    asked = [
+    return [
         series.Run(
             system.name,
             config,
@@ -158,7 +171,16 @@ def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict
         for system in systems
         for config in planned(system, options)
     ]
-    return series.perform(asked, results_of(options), quiet=options.quiet)
+
+
+def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Does what is missing, and returns the lines of all that was asked for.
+
+    Arguments:
+        systems: of this folder.
+        options: of `parser`.
+    """
+    return series.perform(wanted(systems, options), results_of(options), quiet=options.quiet)
 
 
 def _data_of(system: System, config: Config, options: argparse.Namespace) -> data.Images:
