@@ -1,11 +1,12 @@
 """The systems run at the smoke preset on made-up images, go on where they stopped, and end in one table and page."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import series
+from benchmarks import lines, series
 from benchmarks.systems import __main__ as everything
 from benchmarks.systems import data, report, runs, swap, training
 from benchmarks.systems.training import Budget
@@ -145,3 +146,12 @@ def test_differences_of_the_swap_table_are_paired_by_seed():
 
     rows = [row(0, "none", 0.50), row(1, "none", 0.52), row(1, "hcl 1", 0.55)]
     assert "| simclr | own | 40.0 | 51.0 (2) | 55.0 (+3.0; 1) | not run |" in swap.table(rows)
+
+
+def test_the_page_of_the_documentation_has_the_table_of_blocks():
+    page = (Path(__file__).parents[1] / "docs" / "systems.md").read_text()
+    printed = lines.markdown(report.blocks(list(SYSTEMS.values()))).splitlines()
+    shown = [line for line in page.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() in SYSTEMS]
+    shown = [line for line in shown if line.count("|") == printed[0].count("|")]
+    assert len(shown) >= 7
+    assert set(shown) <= set(printed)
