@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive._handwritten import replayed
 from contrastive._strips import one_direction, one_direction_scored, parameters_of
 from contrastive._tiles import Absent, absent_in, checked_mask, two_directions
 from contrastive.factors import Factors, Splits, factorises, factors_of, without_autocast
@@ -172,9 +173,7 @@ def _differentiable(
             "the tiled loss is differentiable once (its gradients are formed with its value); for a second derivative "
             "use the stored scores: stored=True, KPairLoss(tiled=False)"
         )
-    asked = [z for z, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(plain(*inputs), asked, upstream, create_graph=True))
-    return [next(found) if need else None for need in needed]
+    return replayed(plain, inputs, needed, upstream)
 
 
 def formed(compute: Callable[..., Any], plain: Callable[..., Tensor] | None, *inputs: Any) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from contrastive._handwritten import seen_through
 from contrastive._streaming import check_pairs, direction, directions, joined, views
 from contrastive._tiles import Absent, absent_in
 from contrastive.factors import Splits, factorises
@@ -113,8 +114,7 @@ class KPairLoss(nn.Module):
         tiled = self._streams(sides * len(x) * (sides * len(y) + extra))
         # Compiled, the loss of stored scores is one graph, and torch.func must see its steps; elsewhere forming the
         # gradient with the value is faster.
-        seen_through = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        formed = self.miner is None and factorises(self.critic) and not seen_through
+        formed = self.miner is None and factorises(self.critic) and not seen_through()
         if not tiled and not formed:
             return self._stored(x, y, negatives, mask)
         form = views if self.intra_view else directions

@@ -8,11 +8,14 @@ Scores come out in at least float32, also under autocast: a log-sum of bfloat16 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive import _handwritten
+from contrastive._handwritten import writable
 from contrastive.factors import Factors, product
 from contrastive.scores import as_float32, checked_temperature
 
@@ -275,8 +278,48 @@ class Concat(nn.Module):
 
         `y` holds the candidates of all anchors ``[m, h]``, or those of each ``[n, m, h]``.
         """
+        last = self.rest[-1]
+        if len(self.rest) == 2 and type(last) is nn.Linear and y.ndim == 2 and _in_strips(x, y):
+            inputs = (x, y, last.weight[0])
+            return _handwritten.apply(_pairs_value, _pairs_slopes, _pairs_plain, *inputs) + last.bias
         scores: Tensor = self.rest(x[:, None] + y)
         return as_float32(scores.squeeze(2))
+
+
+# One hidden layer, on the CPU: all pairs' units at once would be written to memory and read back half a dozen times, a
+# few anchors' stay in the cache. They are computed again on the way back, which costs less than fetching them.
+_ANCHORS = 8
+
+
+def _in_strips(x: Tensor, y: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == y.dtype and x.dtype in (torch.float32, torch.float64) and writable(x)
+
+
+def _pairs_plain(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    return (x[:, None] + y).relu() @ weight
+
+
+def _pairs_value(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, tuple[()]]:
+    scores, units = x.new_empty(len(x), len(y)), x.new_empty(_ANCHORS, *y.shape)
+    for i in range(0, len(x), _ANCHORS):
+        some = x[i : i + _ANCHORS, None]
+        active = torch.add(some, y, out=units[: len(some)]).relu_()
+        torch.mv(active.flatten(0, 1), weight, out=scores[i : i + _ANCHORS].view(-1))
+    return scores, ()
+
+
+def _pairs_slopes(upstream: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """All that is needed are sums over j and over i of p_ijk: the slope of score ij where unit k is active, else 0."""
+    x, y, weight = inputs
+    of_x, of_y, units = torch.empty_like(x), torch.zeros_like(y), x.new_empty(_ANCHORS, *y.shape)
+    for i in range(0, len(x), _ANCHORS):
+        some, slope = x[i : i + _ANCHORS, None], upstream[i : i + _ANCHORS, :, None]
+        p = torch.add(some, y, out=units[: len(some)])
+        torch.ops.aten.threshold_backward.grad_input(slope.expand_as(p), p, 0, grad_input=p)
+        torch.sum(p, 1, out=of_x[i : i + _ANCHORS])
+        of_y += p.sum(0)
+    # The units are sums, so their products with p are those of the sums.
+    return of_x * weight, of_y * weight, (x * of_x).sum(0) + (y * of_y).sum(0)
 
 
 def soft_clip(scores: Float[Tensor, "n m"], bound: float) -> Float[Tensor, "n m"]:

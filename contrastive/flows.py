@@ -6,13 +6,17 @@ r"""Invertible encoders: no information is lost, whatever they are trained for.
 True
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive import _handwritten
+from contrastive._handwritten import writable
 from contrastive.encoders import MLP
 
 __all__ = ["RealNVP"]
@@ -83,12 +87,27 @@ class RealNVP(nn.Module):
             ValueError: for rows of another width.
         """
         x = self._checked(x.flatten(1))
+        # Between two of them stands a ReLU. What somebody put in their place is not known here.
+        linear: list[Any] = [layer for network in self.networks for layer in cast(MLP, network).layers[::2]]
+        if (
+            not writable(x)
+            or any(type(layer) is not nn.Linear for layer in linear)
+            or x.dtype != linear[0].weight.dtype
+        ):
+            return self._plain(x)
+        weights = [p for layer in linear for p in (layer.weight, layer.bias)]
+        return _handwritten.apply(self._value, self._slopes, self._replayed, x, *weights)
+
+    def _plain(self, x: Tensor) -> Tensor:
         for network, permutation in zip(self.networks, self.permutations, strict=True):
-            kept, moved = x.chunk(2, 1)
-            shift, scale = self._parts(network(kept))
-            moved = moved + shift if scale is None else torch.addcmul(shift, moved, scale)
-            x = torch.cat([kept, moved], 1)[:, permutation]
+            x = self._coupled(x, network, permutation)
         return x
+
+    def _coupled(self, x: Tensor, network: Callable[[Tensor], Tensor], permutation: Tensor) -> Tensor:
+        kept, moved = x.chunk(2, 1)
+        shift, scale = self._parts(network(kept))
+        moved = moved + shift if scale is None else torch.addcmul(shift, moved, scale)
+        return torch.cat([kept, moved], 1)[:, permutation]
 
     def inverse(self, z: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
         """Maps features back to the flattened input: exactly, but for rounding.
@@ -116,7 +135,65 @@ class RealNVP(nn.Module):
         shift, raw = values.chunk(2, 1)
         return shift, _SMALLEST_SCALE + F.softplus(raw)
 
+    # The gradient written out: additions in place and no node a layer. The products are all that is left to save on.
+
+    def _by_coupling(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[tuple[Tensor, Tensor]], Tensor]]:
+        """Of every coupling, weight and bias of each layer, and the permutation."""
+        layers = list(zip(weights[::2], weights[1::2], strict=True))
+        each = len(layers) // len(self.networks)
+        for i, permutation in enumerate(self.permutations):
+            yield layers[i * each : (i + 1) * each], permutation
+
+    def _replayed(self, x: Tensor, *weights: Tensor) -> Tensor:
+        for layers, permutation in self._by_coupling(weights):
+            x = self._coupled(x, partial(_mapped, layers), permutation)
+        return x
+
+    def _value(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+        kept = []
+        for layers, permutation in self._by_coupling(weights):
+            unit, moved = x.chunk(2, 1)
+            kept.append(unit)
+            for weight, bias in layers[:-1]:
+                unit = torch.addmm(bias, unit, weight.T).relu_()
+                kept.append(unit)
+            values = torch.addmm(layers[-1][1], unit, layers[-1][0].T)
+            if self.affine:
+                shift, scale = self._parts(values)
+                kept += [moved, values]
+                moved = torch.addcmul(shift, moved, cast(Tensor, scale))
+            else:
+                moved = values.add_(moved)
+            x = torch.cat([kept[-len(layers) - 2 * self.affine], moved], 1).index_select(1, permutation)
+        return x, kept
+
+    def _slopes(self, slope: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
+        slopes: list[Tensor] = []  # from the last weight to the first, then of x
+        left = list(kept)
+        for layers, permutation in reversed(list(self._by_coupling(inputs[1:]))):
+            still, moves = slope.index_select(1, permutation.argsort()).chunk(2, 1)
+            of_unit = moves
+            if self.affine:
+                values, moved = left.pop(), left.pop()
+                raw = values.chunk(2, 1)[1]
+                of_unit = torch.cat([moves, moves * moved * raw.sigmoid()], 1)
+                moves = moves * (_SMALLEST_SCALE + F.softplus(raw))
+            for weight, _ in reversed(layers[1:]):
+                unit = left.pop()
+                slopes += [of_unit.sum(0), of_unit.T @ unit]
+                of_unit = of_unit @ weight
+                torch.ops.aten.threshold_backward.grad_input(of_unit, unit, 0, grad_input=of_unit)
+            slopes += [of_unit.sum(0), of_unit.T @ left.pop()]
+            slope = torch.cat([torch.addmm(still, of_unit, layers[0][0]), moves], 1)
+        return [slope, *reversed(slopes)]
+
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"RealNVP: got rows of shape {tuple(x.shape)}, expected [n, {self.dim}]")
         return x
+
+
+def _mapped(layers: Sequence[tuple[Tensor, Tensor]], unit: Tensor) -> Tensor:
+    for weight, bias in layers[:-1]:
+        unit = F.linear(unit, weight, bias).relu()
+    return F.linear(unit, *layers[-1])

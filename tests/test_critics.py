@@ -296,6 +296,30 @@ class TestNetworks:
         assert count(Separable(5, 3, hidden=7, out=4, layers=2)) == (5 * 7 + 7) + (3 * 7 + 7) + 2 * (56 + 7 * 4 + 4)
         assert count(Concat(5, 3, hidden=7, layers=2)) == 8 * 7 + 7 + 56 + 8
 
+    @pytest.mark.parametrize("n", [0, 1, 8, 19])
+    def test_the_gradient_of_a_concatenated_critic_is_that_of_the_plain_form(self, n):
+        critic = Concat(4, 3, hidden=7).double()
+        x = torch.randn(n, 4, dtype=torch.float64, requires_grad=True)
+        y = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
+        inputs, upstream = [x, y, *critic.parameters()], torch.randn(n, 11, dtype=torch.float64)
+        fast, plain = critic(x, y), critic.rest(critic.first_x(x)[:, None] + critic.first_y(y)).squeeze(2)
+        assert torch.allclose(fast, plain, rtol=1e-13, atol=1e-14)
+        found, expected = (torch.autograd.grad(z, inputs, upstream) for z in (fast, plain))
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
+
+    def test_a_concatenated_critic_can_be_differentiated_twice(self):
+        critic = Concat(4, hidden=7).double()
+        x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+
+        def twice(scores):
+            (slope,) = torch.autograd.grad(scores.sin().sum(), x, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), [x, critic.first_y.weight, critic.rest[-1].weight])
+
+        plain = critic.rest(critic.first_x(x)[:, None] + critic.first_y(x)).squeeze(2)
+        for a, b in zip(twice(critic(x, x)), twice(plain), strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
     def test_a_separable_critic_factorises_and_a_concatenated_one_does_not(self):
         x, y = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
         assert torch.linalg.matrix_rank(Separable(5, hidden=20, out=3).double()(x, y)) <= 3

@@ -88,3 +88,54 @@ def test_condition_numbers_agree_with_autograd():
     for row, value in zip(x, found, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda r: net(r[None])[0], row)
         assert float(value) == pytest.approx(float(torch.linalg.cond(jacobian)), rel=1e-9)
+
+
+class TestGradient:
+    """Written out by hand, beside that of the operations of torch."""
+
+    @pytest.mark.parametrize("affine", [False, True])
+    @pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
+    def test_it_is_that_of_the_plain_form(self, affine, hidden):
+        flow = scrambled(RealNVP(6, couplings=3, hidden=hidden, affine=affine).double(), 0.7).requires_grad_(True)
+        x = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+        inputs, upstream = [x, *flow.parameters()], torch.randn(9, 6, dtype=torch.float64)
+        fast, plain = flow(x), flow._plain(x)
+        assert "Handwritten" in fast.grad_fn.name()
+        assert torch.equal(fast, plain)
+        found, expected = (torch.autograd.grad(z, inputs, upstream) for z in (fast, plain))
+        for a, b in zip(found, expected, strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
+
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_second_derivatives(self, affine):
+        flow = scrambled(RealNVP(4, couplings=2, hidden=(5,), affine=affine).double(), 0.7).requires_grad_(True)
+        x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+        def twice(z):
+            (slope,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), [x, *flow.networks[0].parameters()])
+
+        for a, b in zip(twice(flow(x)), twice(flow._plain(x)), strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
+    def test_where_it_is_not_used(self):
+        flow, x = RealNVP(4, couplings=2, hidden=(5,)), torch.randn(3, 4)
+        with torch.no_grad():
+            assert flow(x).grad_fn is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert "Handwritten" not in flow(x).grad_fn.name()
+        jacobian = torch.func.jacrev(lambda row: flow(row[None])[0])(x[0])
+        by_autograd = torch.autograd.functional.jacobian(lambda row: flow(row[None])[0], x[0])
+        assert torch.allclose(jacobian, by_autograd, atol=1e-6)
+        torch.nn.utils.parametrizations.weight_norm(flow.networks[0].layers[0])
+        assert "Handwritten" not in flow(x).grad_fn.name()
+
+    def test_frozen_weights_and_frozen_inputs(self):
+        flow, x = RealNVP(4, couplings=2, hidden=(5,)), torch.randn(3, 4)
+        flow(x).sum().backward()
+        assert all(p.grad is not None for p in flow.parameters())
+        flow.requires_grad_(False)
+        assert not flow(x).requires_grad
+        x.requires_grad_(True)
+        flow(x).sum().backward()
+        assert x.grad.abs().min() > 0

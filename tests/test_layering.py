@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module of `contrastive` imports from the lines above its own only. A new module gets its place here.
 LAYERS = [
-    {"errors", "files", "collectives", "chunks"},
+    {"errors", "files", "collectives", "chunks", "_handwritten"},
     {"checkpoints", "randomness", "launch", "norms"},
     {"scores", "pictures"},
     {"rows", "factors", "gemm", "ranking"},
