@@ -15,6 +15,7 @@ from benchmarks.tschannen2020 import (
 from benchmarks.tschannen2020 import (
     adversarial,
     architectures,
+    baselines,
     cifar10,
     conditioning,
     critics,
@@ -22,6 +23,7 @@ from benchmarks.tschannen2020 import (
     invertible,
     probe,
     report,
+    reproduction,
     runs,
     sampling,
     training,
@@ -247,3 +249,47 @@ def test_variants():
     assert (row["classifier_lr"], row["encoder_lr"]) == (1e-4, 1e-6)
     assert {row["lr"] for row in critics.EXPERIMENT.plan("paper", "paper", "mnist")} == {1e-4}
     assert {row["lr"] for row in cifar10.EXPERIMENT.plan("paper", "paper", "cifar10")} == {1e-5}
+
+
+def test_the_page_of_claims_is_what_the_lines_say():
+    made = reproduction.page(series.recorded(runs.RESULTS))
+    assert reproduction.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.tschannen2020.reproduction"
+
+
+@pytest.mark.parametrize(
+    ("expected", "values", "told"),
+    [
+        ("positive", [], "not tested"),
+        ("positive", [0.1], "not tested at this budget (one seed)"),
+        ("positive", [0.10, 0.11, 0.12], "reproduced"),
+        ("positive", [-0.10, -0.11, -0.12], "NOT reproduced"),
+        ("positive", [0.1, -0.1, 0.05], "not reproduced (the interval holds 0)"),
+        ("negative", [-0.10, -0.11, -0.12], "reproduced"),
+        ("negative", [0.10, 0.11, 0.12], "NOT reproduced"),
+        ("not positive", [0.001, -0.001, 0.0], "reproduced"),
+        ("not positive", [0.10, 0.11, 0.12], "NOT reproduced"),
+        ("zero", [0.05, 0.06], "reproduced"),
+        ("zero", [0.25, 0.26], "NOT reproduced"),
+    ],
+)
+def test_verdicts(expected, values, told):
+    claim = runs.Claim(1, "t", "test_bound", {}, 0.0, expected)
+    assert reproduction.verdict(claim, values).startswith(told)
+
+
+def test_one_inverse_above_the_tolerance_fails_the_claim():
+    (claim,) = (claim for claim in invertible.CLAIMS if claim.figure == "inverse_error")
+    row = {"status": "ok", "config": {"objective": "nce"}}
+    errors = [{**row, "seed": seed, "inverse_error": error} for seed, error in enumerate((1e-6, 1e-6, 2e-3))]
+    assert reproduction.verdict(claim, report.differences(claim, errors[:2])) == "reproduced"
+    assert reproduction.verdict(claim, report.differences(claim, errors)) == "NOT reproduced"
+
+
+def test_grey_is_the_weighted_mean_of_the_channels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(baselines.probe, "saga_accuracy", lambda *rows, seed: seen.append(rows) or 0.5)
+    monkeypatch.setattr(baselines.probe, "fast_accuracy", lambda *rows: 0.5)
+    pixels = torch.tensor([[255, 0, 0, 0, 255, 0, 255, 255, 0]], dtype=torch.uint8)  # of three channels three pixels
+    split = data.Split(pixels, pixels, torch.zeros(1, dtype=torch.int64))
+    baselines.run({"noise": 0.0, "grey": True}, data.Halves("t", (3, 1, 3), split, split), 0, lambda share: None)
+    assert torch.allclose(seen[0][0], torch.tensor([[0.299 + 0.114, 0.587 + 0.114, 0.0]]))

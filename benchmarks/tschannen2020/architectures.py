@@ -6,7 +6,7 @@ Both encoders are brought to the same estimate; trained with labels they do equa
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.tschannen2020.critics import run
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
@@ -62,17 +62,22 @@ PANELS = tuple(
         ("downstream accuracy", "accuracy", "accuracy"),
     )
 )
+COMPARED: tuple[tuple[str, str, Literal["positive", "zero"]], ...] = (
+    ("test_accuracy", "above", "positive"),
+    ("test_bound", "near", "zero"),
+)
 CLAIMS = tuple(
     Claim(
         5,
-        f"{figure} at I_{objective.upper()} = {target:g}: ConvNet above MLP",
+        f"{figure} at I_{objective.upper()} = {target:g}: ConvNet {relation} MLP",
         figure,
         arm("convnet", objective, target),
         arm("mlp", objective, target),
+        expected,
     )
     for objective in ("nce", "nwj")
     for target in TARGETS
-    for figure in ("test_accuracy", "test_bound")
+    for figure, relation, expected in COMPARED
 )
 EXPERIMENT = Experiment(
     "architectures",

@@ -6,6 +6,7 @@ python -m benchmarks.tschannen2020.baselines --preset quick --data-root DATA
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves
@@ -14,14 +15,16 @@ from contrastive.batches import derived_seed
 
 
 def plan(preset: str, variant: str, data: str) -> list[Config]:
-    """Without noise, and with that of figure 2.
+    """Without noise, and with that of figure 2; pictures in colour also turned grey.
 
     Arguments:
         preset: its name.
         variant: text and code do not differ here.
         data: name of the data set.
     """
-    return [{"preset": preset, "variant": variant, "data": data, "encoder": "pixels", "noise": n} for n in (0.0, 0.05)]
+    shared = {"preset": preset, "variant": variant, "data": data, "encoder": "pixels"}
+    grey = [{**shared, "noise": 0.0, "grey": True}] if data == "cifar10" else []
+    return [*({**shared, "noise": noise} for noise in (0.0, 0.05)), *grey]
 
 
 def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
     train, test = (
         split.views(slice(None), noise=config["noise"], generator=generator)[0] for split in (data.train, data.test)
     )
+    if config.get("grey"):
+        train, test = (_grey(x, data) for x in (train, test))
     rows = (train, data.train.labels, test, data.test.labels)
     return {
         "iterations": 0,
@@ -46,6 +51,11 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         "test_accuracy": probe.saga_accuracy(*rows, seed=seed),
         "fast_accuracy": probe.fast_accuracy(*rows),
     }
+
+
+def _grey(x: Tensor, data: Halves) -> Tensor:
+    """ITU-R BT.601's weights, as everybody's conversion has them."""
+    return torch.einsum("c,ncp->np", torch.tensor([0.299, 0.587, 0.114]), x.unflatten(1, (data.shape[0], -1)))
 
 
 EXPERIMENT = Experiment(

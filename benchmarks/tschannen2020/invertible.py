@@ -58,6 +58,7 @@ CLAIMS = (
         "inverse_error",
         {},
         INVERSE_TOLERANCE,
+        "always negative",
     ),
 )
 EXPERIMENT = Experiment(

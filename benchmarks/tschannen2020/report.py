@@ -11,7 +11,10 @@ from benchmarks import lines, pages
 from benchmarks.curves import figure, holds
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment
 
-__all__ = ["differences", "text", "write"]
+__all__ = ["NEAR", "arms", "differences", "text", "told", "told_troubles", "write"]
+
+# Nats: what counts as the same estimate.
+NEAR = 0.1
 
 Row = dict[str, Any]
 ARM = ("data", "encoder", "critic", "objective", "target", "miner", "sampling", "noise")
@@ -24,11 +27,19 @@ def text(experiment: Experiment, rows: Sequence[Row]) -> str:
         experiment: whose rows.
         rows: its lines.
     """
-    parts = [f"## {experiment.title}", lines.markdown(_table(rows))]
+    parts = [f"## {experiment.title}", lines.markdown(arms(rows))]
     if experiment.claims:
         parts.append(lines.markdown(_claims(experiment, rows)))
-    parts += [f"{row['status']}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}" for row in _troubled(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *told_troubles(rows)])
+
+
+def told_troubles(rows: Sequence[Row]) -> list[str]:
+    """A line for every run that failed or left the floats.
+
+    Arguments:
+        rows: lines of experiments.
+    """
+    return [f"{row['status']}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}" for row in _troubled(rows)]
 
 
 def _troubled(rows: Sequence[Row]) -> list[Row]:
@@ -44,7 +55,12 @@ def _arm(config: Config) -> str:
     return ", ".join(told) or "all"
 
 
-def _table(rows: Sequence[Row]) -> list[list[str]]:
+def arms(rows: Sequence[Row]) -> list[list[str]]:
+    """A table of what runs of one configuration came to.
+
+    Arguments:
+        rows: lines of an experiment.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[_arm(row["config"])].append(row)
@@ -128,14 +144,23 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     table = [["claim", "what", "difference", "95 % interval", "pairs"]]
     for claim in experiment.claims:
         values = differences(claim, rows)
-        mean = _short(statistics.fmean(values), "+") if values else "no pair"
-        interval = ""
-        if len(values) > 1:
-            half = lines.half_width(values)
-            middle = statistics.fmean(values)
-            interval = f"{_short(middle - half, '+')} to {_short(middle + half, '+')}"
-        table.append([str(claim.number or "beyond"), claim.text, mean, interval, str(len(values))])
+        table.append([str(claim.number or "beyond"), claim.text, *told(values), str(len(values))])
     return table
+
+
+def told(values: Sequence[float]) -> tuple[str, str]:
+    """Mean and 95 % interval of differences, in words; one alone has no interval.
+
+    Arguments:
+        values: one a seed.
+    """
+    if not values:
+        return "no pair", ""
+    middle = statistics.fmean(values)
+    if len(values) == 1:
+        return _short(middle, "+"), ""
+    half = lines.half_width(values)
+    return _short(middle, "+"), f"{_short(middle - half, '+')} to {_short(middle + half, '+')}"
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
@@ -163,7 +188,7 @@ def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, 
             parts.append(pages.image(drawn, folder / f"{experiment.name}.png", alt))
         if experiment.claims:
             parts.append(pages.table(_claims(experiment, own)))
-        parts.append(pages.table(_table(own)))
+        parts.append(pages.table(arms(own)))
         parts += [
             f"<p class=bad>{row['status']}: {html.escape(_arm(row['config']))}, seed {row['seed']}: "
             f"{html.escape(_why(row))}</p>"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import series
 from benchmarks.curves import Panel
@@ -34,14 +34,15 @@ SEEDS = {"smoke": 1, "quick": 3, "paper": 20}
 
 @dataclass(frozen=True)
 class Claim:
-    """A difference that the paper asserts the sign of, paired by seed.
+    """A difference that the paper asserts something of, paired by seed.
 
     Arguments:
         number: of the paper's claim; None where it is ours.
-        text: what should be positive.
+        text: what is claimed.
         figure: which figure of the line.
         of: what the configurations of the one side hold.
         versus: those of the other side; or the name of a figure of the same line; or a number.
+        expected: what the difference is where the claim holds; "zero" is near it, "always" is of every seed.
     """
 
     number: int | None
@@ -49,6 +50,7 @@ class Claim:
     figure: str
     of: Config
     versus: Config | str | float
+    expected: Literal["positive", "negative", "always negative", "not positive", "zero"] = "positive"
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ CLAIMS = tuple(
         "test_bound",
         arm(sampling, objective),
         TRUE,
+        "positive" if sampling == "dependent" else "not positive",
     )
     for sampling in ("dependent", "independent")
     for objective in ("nce", "nwj")
