@@ -52,6 +52,7 @@ def _why(row: Row) -> str:
 
 def _arm(config: Config) -> str:
     told = [f"{config[key]}" for key in ARM if config.get(key) not in (None, "none", 0.0)]
+    told += ["grey"] if config.get("grey") else []
     return ", ".join(told) or "all"
 
 
