@@ -10,10 +10,12 @@ log-ratios start anew at every level. `ksg` gets 3,000 pairs.
 import argparse
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import lines
 from contrastive import estimate_mi, ksg
@@ -33,12 +35,28 @@ def arms() -> dict[str, Estimator]:
     return found | {"SMILE, clip 1": smile_clipped(1.0)}
 
 
-def climb(estimator: Estimator, family: str, seed: int, steps: int) -> dict[str, Any]:
-    """The values of one critic on its way up."""
+def climb(
+    estimator: Estimator,
+    family: str,
+    seed: int,
+    steps: int,
+    make: Callable[[int, int], nn.Module] | None = None,
+    tick: Callable[[float], None] = lambda share: None,
+) -> dict[str, Any]:
+    """The values of one critic on its way up.
+
+    Arguments:
+        estimator: what trains and judges it.
+        family: of the tasks.
+        seed: of weights, pairs and batches.
+        steps: a level.
+        make: widths of x and y to a critic; None for a separable one, or a Gaussian conditional.
+        tick: is told the share that is done.
+    """
     tasks = all_tasks()
     torch.manual_seed(seed)
-    conditional = estimator.arguments in (Conditional,)
-    critic = GaussianConditional(20, 20) if conditional else default_critic(20, 20)
+    own = GaussianConditional if estimator.arguments is Conditional else default_critic
+    critic = (make or own)(20, 20)
     levels = {}
     for information in SCHEDULE:
         x, y = tasks[f"{family}-{information}"].draw((steps + BATCHES) * PAIRS)
@@ -53,6 +71,7 @@ def climb(estimator: Estimator, family: str, seed: int, steps: int) -> dict[str,
             "step": found.diverged,
             "seconds": round(found.seconds, 2),
         }
+        tick(len(levels) / len(SCHEDULE))
         if found.diverged is not None:  # its weights are lost: the levels above are not run, and say so
             break
     return {"levels": levels}

@@ -10,11 +10,24 @@ An interrupted series goes on where it stopped.
 from pathlib import Path
 
 from benchmarks import lines, series
-from benchmarks.systems import amdim, cmc, cpc, deep_infomax, moco, report, simclr, time_contrastive
+from benchmarks.systems import (
+    amdim,
+    cmc,
+    cpc,
+    deep_cca,
+    deep_infomax,
+    iic,
+    imsat,
+    mine,
+    moco,
+    report,
+    simclr,
+    time_contrastive,
+)
 from benchmarks.systems.runs import SEEDS, parser, perform, results_of
 from contrastive.errors import InputError
 
-MODULES = (simclr, moco, cmc, deep_infomax, amdim, cpc, time_contrastive)
+MODULES = (simclr, moco, cmc, deep_infomax, amdim, cpc, time_contrastive, mine, deep_cca, iic, imsat)
 SYSTEMS = {module.SYSTEM.name: module.SYSTEM for module in MODULES}
 
 

@@ -63,7 +63,8 @@ class Bfloat16(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Maps every image."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.enabled):
             found = self.encoder(images)
         if isinstance(found, Tensor):

@@ -100,12 +100,13 @@ class System:
         title: the system and its paper.
         blocks: its row of the table.
         build: ``(shape, *, miner, critic, **options)`` to a `Learner`. `critic` is one of `CRITICS`, or None for the
-            system's own; a system without negatives or critic refuses them by a `ValueError`.
+            system's own.
         plans: by preset. That of ``paper`` holds the published hyper-parameters; nobody has run it here.
         dataset: what it is trained on.
         select: which images of it; `data.everything` unless a system holds some back.
         seconds: about how many a step takes, for the time left.
         work: everything at once, for a system that is not trained on batches of images; None for `training.run`.
+        swaps: which of ``miner`` and ``critic`` it has; `build` takes no others.
     """
 
     name: str
@@ -117,6 +118,7 @@ class System:
     select: Callable[[data.Images], data.Images] = data.everything
     seconds: float = 0.3
     work: Callable[[Config, int, Tick], dict[str, Any]] | None = None
+    swaps: tuple[str, ...] = ("miner", "critic")
 
 
 def planned(system: System, options: argparse.Namespace) -> list[Config]:
@@ -125,7 +127,14 @@ def planned(system: System, options: argparse.Namespace) -> list[Config]:
     Arguments:
         system: of this folder.
         options: of `parser`.
+
+    Raises:
+        InputError: for a block that the system has not, to be swapped.
     """
+    for name, own in (("miner", "none"), ("critic", "own")):
+        if getattr(options, name) != own and name not in system.swaps:
+            told = f"critic: {system.blocks.critic}; negatives: {system.blocks.negatives}"
+            raise InputError(f"{system.name} has no {name} to swap ({told}); name other systems with --only")
     plan = system.plans[options.preset]
     return [
         {
@@ -210,7 +219,8 @@ def built(system: System, config: Config, shape: Shape, seed: int) -> Learner:
     """
     torch.manual_seed(derived_seed(seed, 0))
     critic = None if config["critic"] == "own" else CRITICS[config["critic"]]
-    return system.build(shape, miner=MINERS[config["miner"]], critic=critic, **config["options"])
+    blocks = {"miner": MINERS[config["miner"]], "critic": critic}
+    return system.build(shape, **{name: blocks[name] for name in system.swaps}, **config["options"])
 
 
 def results_of(options: argparse.Namespace) -> Path:

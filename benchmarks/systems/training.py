@@ -73,6 +73,10 @@ def nothing() -> None:
     """No state moves after a step."""
 
 
+def unprepared(images: Tensor) -> None:
+    """Nothing is worked out beforehand."""
+
+
 @dataclass(frozen=True, eq=False)
 class Learner:
     """A system, built of blocks and ready to be trained.
@@ -85,6 +89,7 @@ class Learner:
         after_step: moves what follows the weights, such as a momentum copy or a queue.
         bound: held-out images to what may be claimed of the loss in nats; None where the objective has no such number.
         measure: the data set, and the images judged on, to the figures; None for `probed`.
+        prepare: sees all training images (uint8, in the order of their numbers) once, before the first step.
     """
 
     modules: nn.Module
@@ -93,6 +98,7 @@ class Learner:
     after_step: Callable[[], None] = nothing
     bound: Callable[[Tensor], Bound] | None = None
     measure: Callable[[Images, ImageSplit], Figures] | None = None
+    prepare: Callable[[Tensor], None] = unprepared
 
 
 def run(
@@ -116,6 +122,7 @@ def run(
     measure = learner.measure or partial(probed, learner)
     calibrate(learner, images.train.images)
     before = measure(images, judged_on)
+    learner.prepare(images.train.images)
     curves = fit(learner, images, budget, seed, tick)
     after = measure(images, judged_on)
     return {
