@@ -61,7 +61,9 @@ def climb(
     for information in SCHEDULE:
         x, y = tasks[f"{family}-{information}"].draw((steps + BATCHES) * PAIRS)
         share = BATCHES / (steps + BATCHES) + 1e-9
-        found = estimate_mi(x, y, estimator, critic, steps=steps, pairs=PAIRS, held_out=share, validation=0, seed=seed)
+        found = estimate_mi(
+            x, y, estimator, critic, steps=steps, pairs=PAIRS, held_out=share, validation=0.0, seed=seed
+        )
         width = (found.interval[1] - found.interval[0]) / 2
         levels[str(information)] = {
             "value": round(found.value, 4),
