@@ -58,7 +58,7 @@ class ReceptiveNet(nn.Module):
             )
         stem, to_f7, to_f5, to_f1 = _LAYOUTS[size]
         widths = [width * min(2**number, 4) for number in range(1, len(to_f7) + 1)]
-        local = 4 * width if len(to_f7) > 1 else widths[-1]
+        local = widths[-1]
         self.f7 = nn.Sequential(nn.Conv2d(channels, width, *stem), nn.ReLU(), _Residual(width, width, 1, 1))
         before = width
         for (kernel, stride), after in zip(to_f7, widths, strict=True):

@@ -15,6 +15,7 @@ from benchmarks.systems.encoders import pooled, standardised
 from benchmarks.systems.runs import Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import Cosine
+from contrastive.bounds import Bound
 from contrastive.encoders import MLP
 from contrastive.pairings import bound, contrast, two_views
 from contrastive.scores import WeighsNegatives
@@ -55,7 +56,7 @@ def build(
         groups = torch.cat([rows, rows])
         return contrast(scored(images), two_views(groups, groups), miner=miner).mean()
 
-    def in_nats(images: Tensor) -> object:
+    def in_nats(images: Tensor) -> Bound:
         groups = torch.arange(len(images)).repeat(2)
         return bound(scored(images), two_views(groups, groups), miner=miner)
 
