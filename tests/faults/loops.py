@@ -97,7 +97,10 @@ def own_loop(folder, workers=0, every=3, die_at=None, die_in_save=None, rank=0, 
             scaler.step(optimiser)
             scaler.update()
             schedule.step()
-            step, last_loss = step + 1, float(loss.detach())
+            mean = loss.detach().clone()
+            if world > 1:
+                dist.all_reduce(mean)  # what the first rank saves is true of all
+            step, last_loss = step + 1, float(mean)
             if step % every == 0:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"net": net.state_dict(), "step": step, "loss": last_loss, "random": random_state()}
