@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
+from contrastive.archives import unpack
 from contrastive.errors import InputError
 from contrastive.pictures import as_utf8, damaged, decode_files, decode_zip, find_images, printable, reason_of
 
@@ -250,8 +251,11 @@ def cifar10(root: str | os.PathLike[str] | None, *, download: bool = False) -> I
     if absent and _is_file(archive):
         return _cifar10_zip(name, archive)
     if absent and download:
+        from torchvision.datasets.utils import download_url
+
         with _staging(name, base, CIFAR10.base_folder) as staging:
-            CIFAR10(staging, download=True)
+            download_url(CIFAR10.url, staging, CIFAR10.filename, CIFAR10.tgz_md5)
+            unpack(staging / CIFAR10.filename, staging, checksum=CIFAR10.tgz_md5)
             _move(staging / CIFAR10.base_folder, batches, absent)
     elif absent:
         raise _missing(name, wanted if len(absent) == len(checksums) else f"{CIFAR10.base_folder}/{absent[0]}", base)

@@ -12,6 +12,7 @@ LAYERS = [
     {"errors", "files", "collectives", "chunks", "_handwritten"},
     {"checkpoints", "randomness", "launch", "norms"},
     {"scores", "pictures"},
+    {"archives"},
     {"rows", "factors", "gemm", "ranking"},
     {"objectives", "relatives", "critics", "lists", "_tiles", "priors", "assignments", "correlation", "codes"},
     {"_strips", "estimators", "arguments", "adversarial"},
