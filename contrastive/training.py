@@ -367,11 +367,11 @@ class _TwoViews(pl.LightningModule):
         # Lightning restores a loader's state in the middle of an epoch only, not at its end.
         epoch, given = divmod(checkpoint["global_step"], len(self.batches))
         self.batches.load_state_dict({"epoch": epoch, "given": given})
-        # Lightning counts an epoch too few in what it saves after it has resumed at an epoch's end.
-        counted = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        missing = -(-checkpoint["global_step"] // len(self.batches)) - counted["current"]["ready"]
-        for progress in counted.values():
-            progress.update({stage: number + missing for stage, number in progress.items()})
+        # Lightning miscounts epochs in what it saves after it has resumed at an epoch's end: the step says them all.
+        begun = epoch + (given > 0)
+        done = epoch if given or self.measured_at == checkpoint["global_step"] else epoch - 1
+        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            progress.update(ready=begun, started=begun, processed=done, completed=epoch if given else epoch - 1)
 
     def _record(self, figures: dict[str, float], *, step: int | None = None) -> None:
         """Logs at once: what `self.log` holds back would be missing from a checkpoint's curve after a crash."""

@@ -131,11 +131,21 @@ def test_row25_without_its_parts_it_would_end_elsewhere(tmp_path, uninterrupted,
             assert own_loop(folder) != uninterrupted, part
 
 
-@pytest.mark.parametrize("way", [{"die_at": 20}, {"die_in_save": 300}])
-def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path, way):
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [{"die_at": 20}],
+        [{"die_in_save": 300}],
+        [{"die_at": 7}, {"die_at": 4}],  # resumed at an epoch's end, then in the middle of the next
+        [{"die_at": 13}, {"die_at": 10}],
+        [{"die_at": 7}, {"die_at": 7}],  # at two epochs' ends
+    ],
+)
+def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path, kills):
     for name in ("whole", "broken"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
-    assert children.run(partial(fit_loop, tmp_path / "broken" / "checkpoints", **way)) == -signal.SIGKILL
+    for way in kills:
+        assert children.run(partial(fit_loop, tmp_path / "broken" / "checkpoints", **way)) == -signal.SIGKILL
     random.random(), np.random.rand(), torch.rand(3)
     assert newest_checkpoint(tmp_path / "broken" / "checkpoints") is not None
     assert fit_loop(tmp_path / "broken" / "checkpoints") == fit_loop(tmp_path / "whole" / "checkpoints")
