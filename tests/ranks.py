@@ -34,7 +34,7 @@ class RankFailed(Exception):
         self.rank = rank
 
 
-def run_ranks(function, world, *args, timeout=60.0):
+def run_ranks(function, world, *args, timeout=180.0):
     """Calls ``function(rank, world, *args)`` on `world` ranks of one group and returns what they return.
 
     Arguments:
