@@ -7,15 +7,19 @@ import sys
 from contrastive.cli import main
 from contrastive.views import RandomView
 
-_forward, _steps = RandomView.forward, [0]
+
+def _killed_once() -> None:
+    forward, steps = RandomView.forward, [0]
+
+    def until_killed(self, images):
+        steps[0] += 1
+        if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and steps[0] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, images)
+
+    RandomView.forward = until_killed
 
 
-def _until_killed(self, images):
-    _steps[0] += 1
-    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and _steps[0] == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _forward(self, images)
-
-
-RandomView.forward = _until_killed
-sys.exit(main())
+if __name__ == "__main__":  # who looks for doctests imports every module
+    _killed_once()
+    sys.exit(main())
