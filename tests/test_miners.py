@@ -96,6 +96,7 @@ TABLE = [
     ),
 ]
 NOT_MINERS = {
+    "Bank",
     "Draw",
     "Miner",
     "PoolProposal",
