@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -195,8 +195,16 @@ def context(threads: int) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "commit": commit.stdout.strip() or None,
-        "versions": {name: version(name) for name in peers},
+        "versions": {name: _version(name) for name in peers},
     }
+
+
+def _version(package: str) -> str | None:
+    """Its version, or None where it is not installed: not every benchmark needs every peer."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def write(rows: Sequence[Row], path: Path, about: dict[str, object]) -> None:
