@@ -48,13 +48,12 @@ def bootstrap_interval(
     rows, columns = len(values), torch.cat([values, sizes], 1)
     generator = np.random.default_rng(seed)
     means = []
-    step = max(1, 2**20 // rows)
-    for first in range(0, resamples, step):
+    times = np.empty((min(resamples, max(1, 2**20 // rows)), rows))
+    for first in range(0, resamples, len(times)):
+        some = times[: resamples - first]
         # How often each row is drawn, one resample at a time: the counts stay in the cache.
-        times = [
-            np.bincount(generator.integers(0, rows, rows), minlength=rows)
-            for _ in range(first, min(first + step, resamples))
-        ]
-        sums = torch.from_numpy(np.stack(times)).double() @ columns
+        for counts in some:
+            counts[:] = np.bincount(generator.integers(0, rows, rows), minlength=rows)
+        sums = torch.from_numpy(some) @ columns
         means.append(sums[:, :-1] / sums[:, -1:])
     return torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T

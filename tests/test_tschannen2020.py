@@ -176,9 +176,11 @@ def codes(n, seed):
     return means[labels] + 1.5 * torch.randn(n, 20, generator=generator), labels
 
 
-def test_the_fast_probe_reaches_the_minimum():
+@pytest.mark.parametrize("first", [8000, 500])  # all rows from the start, a part of them first
+def test_the_fast_probe_reaches_the_minimum(first, monkeypatch):
     from sklearn.linear_model import LogisticRegression
 
+    monkeypatch.setattr(probe, "FIRST_ROWS", first)
     train, labels = codes(2000, 0)
     train, _ = probe.scaled(train, train)
     weights = probe.fit(train, labels, tolerance=1e-5).double()

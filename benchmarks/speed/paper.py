@@ -9,15 +9,14 @@ probes come on top of it. One thread is timed by the process's own clock.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.measure import Goal, Row, Setting, by_turns, compared, context, show, write
+from benchmarks.speed.measure import Goal, Row, Setting, by_turns, clock, compared, context, show, write
 from benchmarks.tschannen2020 import architectures, conditioning, critics, invertible, probe, sampling, training
 from benchmarks.tschannen2020.data import MADE_UP, Halves, load
 from contrastive import Concat
@@ -26,6 +25,7 @@ from contrastive.estimators import infonce
 
 BATCH, DIM, SEEDS = 128, 392, 20
 HOURS, CORES = 2.0, 2
+ALONE = "the products alone"
 Step = Callable[[], object]
 
 
@@ -119,6 +119,19 @@ def stacked_step() -> Step:
     return step
 
 
+def products(layers: Sequence[tuple[int, int]], times: int) -> Step:
+    """The bare matrix products of a step: of linear layers and of their gradients, the inputs of the first aside."""
+    made = [(torch.rand(BATCH, i), torch.rand(i, o), torch.rand(BATCH, o)) for _ in range(times) for i, o in layers]
+
+    def step() -> None:
+        for place, (x, weight, upstream) in enumerate(made):
+            _ = x @ weight, x.T @ upstream
+            if place % len(layers):
+                _ = upstream @ weight.T
+
+    return step
+
+
 def concatenated() -> dict[str, Step]:
     """Value and gradient of I_NCE by the concatenated critic."""
     x, y = (torch.randn(BATCH, 100, requires_grad=True) for _ in range(2))
@@ -153,19 +166,16 @@ def probes(data: Halves) -> dict[str, Step]:
     return {"kpair": lambda: probe.fit(x, labels), "scikit-learn SAGA": lambda: saga.fit(x.numpy(), labels.numpy())}
 
 
-def clock() -> Callable[[], float]:
-    """The process's own time where one thread does everything: it does not count what others do on the cores."""
-    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
 def compare(work: str, steps: dict[str, Step], goal: Goal, seconds: float, at_least: int = 5) -> Iterator[Row]:
     for step in steps.values():
         step()
-    ours, peer = steps
+    ours, peer, *limits = steps
     times = by_turns(
         {name: Setting(step, clock=clock()) for name, step in steps.items()}, seconds=seconds, at_least=at_least
     )
     yield from compared(work, ours, peer, times, {}, [goal])
+    for limit in limits:
+        yield from compared(work, ours, limit, times, {}, [])
 
 
 def projection(data: Halves, seconds: float) -> Row:
@@ -230,13 +240,21 @@ def main() -> None:
         ),
         *compare(
             "RealNVP pair, 30 couplings, step",
-            {"kpair": our_step(flow, data), "plain torch": plain_step(PlainFlow, DIM)},
+            {
+                "kpair": our_step(flow, data),
+                "plain torch": plain_step(PlainFlow, DIM),
+                ALONE: products([(196, 512), (512, 512), (512, 196)] * 30, 2),
+            },
             Goal(1.8),
             options.seconds,
         ),
         *compare(
             f"{SEEDS} seeds of the MLP pair, step",
-            {"stacked": stacked_step(), "one after another": lambda: [step() for step in sequential]},
+            {
+                "stacked": stacked_step(),
+                "one after another": lambda: [step() for step in sequential],
+                ALONE: products([(DIM, 300), (300, 300), (300, 100)], 2 * SEEDS),
+            },
             Goal(2.5),
             options.seconds,
         ),

@@ -12,7 +12,7 @@ N / 100 classes, leave one out: recall@1 (which is precision@1), R-precision and
 - torchmetrics, 1,000 queries against each other, for it takes a score and a query number of every pair.
 
 FAISS and scikit-learn multiply by OpenBLAS, whose choice of kernels follows OPENBLAS_CORETYPE: set it to what the
-processor can do, or both are slow. Needs the extra `bench`.
+processor can do, or both are slow. One thread is timed by the process's own clock. Needs the extra `bench`.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from benchmarks.speed.measure import (
     Row,
     Setting,
     by_turns,
+    clock,
     compared,
     context,
     in_a_fresh_process,
@@ -176,7 +177,8 @@ def agree(n: int = 2000) -> None:
 def measured(work: str, n: int, *, seconds: float, with_memory: bool) -> Iterator[Row]:
     """All comparisons of one work at one N."""
     x, labels = batch(n)
-    entries = {name: Setting(partial(run, x, labels)) for name, (run, most) in WORKS[work].items() if n <= most}
+    works = {name: run for name, (run, most) in WORKS[work].items() if n <= most}
+    entries = {name: Setting(partial(run, x, labels), clock=clock()) for name, run in works.items()}
     if len(entries) < 2:
         return
     for setting in entries.values():

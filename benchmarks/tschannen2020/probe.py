@@ -6,7 +6,7 @@ Both scale every column to [0, 1] by the training codes and fit multinomial logi
     \min_{W, b} \frac1n \sum_i \mathrm{CE}(W^\top z_i + b, c_i) + \frac{\lVert W \rVert^2}{2 C n}, \qquad C = 10,
 
 the published one by scikit-learn's SAGA to a tolerance of 0.1, which stops early; the fast one by L-BFGS from a
-Cholesky factor. On 60,000 halves of MNIST, one thread, the latter comes to an objective of 0.531 in 0.74 s, where SAGA
+Cholesky factor. On 60,000 halves of MNIST, one thread, the latter comes to an objective of 0.535 in 0.53 s, where SAGA
 stops at 0.543 after 2.8 s; classifiers of both get 84.9 % right.
 """
 
@@ -21,8 +21,8 @@ from contrastive.gemm import fast_products
 __all__ = ["C", "fast_accuracy", "fit", "saga_accuracy", "scaled"]
 
 C = 10.0
-# The initial metric needs no more.
-METRIC_ROWS = 15_000
+# Iterations on so many rows come first, and the initial metric needs no more.
+FIRST_ROWS = 8_000
 
 
 def scaled(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,10 +73,10 @@ def fast_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) ->
 
 
 def fit(x: Tensor, labels: Tensor, *, tolerance: float = 1e-3, iterations: int = 100) -> Tensor:
-    """Minimises the objective by L-BFGS, starting from the curvature at equal probabilities.
+    """Minimises the objective by L-BFGS, from where it ends on a part of the rows and by their curvature.
 
-    The Hessian at the start is about a tenth of ``X^T X / n`` for ten classes, the same for each: its Cholesky factor
-    is the initial metric.
+    The Hessian at equal probabilities is about a tenth of ``X^T X / n`` for ten classes, the same for each: its
+    Cholesky factor is the initial metric.
 
     Arguments:
         x: scaled codes ``[n, d]``.
@@ -87,27 +87,35 @@ def fit(x: Tensor, labels: Tensor, *, tolerance: float = 1e-3, iterations: int =
     Returns:
         Weights ``[d + 1, classes]``, the intercepts last.
     """
-    x = _with_one(x)
-    n, columns, classes = len(x), x.shape[1], int(labels.max()) + 1
-    penalty = torch.full((columns, 1), 1 / (C * n))
+    penalty = torch.full((x.shape[1] + 1, 1), 1 / (C * len(x)))
     penalty[-1] = 0
-    truth = torch.nn.functional.one_hot(labels, classes).float()
-    some = x[:: max(1, n // METRIC_ROWS)]
-    with fast_products(x, some.numel() * columns):
-        metric = some.T @ some * (0.1 / len(some))
+    truth = torch.nn.functional.one_hot(labels).float()
+    w = torch.zeros(len(penalty), truth.shape[1])
+    part = slice(None, None, max(1, len(x) // FIRST_ROWS))
+    some = x[part].contiguous()
+    with fast_products(x, some.numel() * x.shape[1]):
+        metric = _with_one(some).T @ _with_one(some) * (0.1 / len(some))
     metric.diagonal().add_(penalty[:, 0] + 1e-5)
     factor = torch.linalg.cholesky(metric)
+    if len(some) < len(x):
+        w = _lbfgs(_objective(some, truth[part], penalty), w, factor, tolerance, iterations)
+    return _lbfgs(_objective(x, truth, penalty), w, factor, tolerance, iterations)
+
+
+def _objective(x: Tensor, truth: Tensor, penalty: Tensor) -> Callable[[Tensor], tuple[float, Tensor]]:
+    """Value and gradient at some weights."""
 
     def objective(w: Tensor) -> tuple[float, Tensor]:
-        with fast_products(x, x.numel() * classes):
-            logits = x @ w
+        with fast_products(x, x.numel() * w.shape[1]):
+            logits = torch.addmm(w[-1], x, w[:-1])
             total = logits.logsumexp(1, keepdim=True)
-            value = (total.sum() - (logits * truth).sum()) / n + 0.5 * (penalty * w.square()).sum()
+            value = (total.sum() - (logits * truth).sum()) / len(x) + 0.5 * (penalty * w.square()).sum()
             # As X^T R the product takes eight times as long.
-            slope = (((logits - total).exp() - truth).T @ x).T
-        return float(value), slope / n + penalty * w
+            wrong = ((logits - total).exp() - truth).T
+            slope = torch.cat([(wrong @ x).T, wrong.sum(1)[None]])
+        return float(value), slope / len(x) + penalty * w
 
-    return _lbfgs(objective, torch.zeros(columns, classes), factor, tolerance, iterations)
+    return objective
 
 
 def _lbfgs(
