@@ -23,6 +23,7 @@ from contrastive.errors import InputError
 __all__ = [
     "available",
     "build",
+    "candidates",
     "flavour",
     "from_bytes",
     "gpu_count",
@@ -261,6 +262,18 @@ def from_bytes(function: str, content: UInt8[np.ndarray, " bytes"]) -> Any:
         return faiss.deserialize_index(content)
     except (RuntimeError, MemoryError, AssertionError):
         raise InputError(f"{function}: its index is damaged") from None
+
+
+def candidates(index: Any) -> int:
+    """How many rows to ask an index for in the place of one, where what it finds is scored anew.
+
+    An index of shortened codes (PQ, SQ, PCA) orders by rounded scores: of four times as many rows the best are nearly
+    always the right ones, and finding them costs it nothing.
+    """
+    try:
+        return 4 if index.sa_code_size() < 4 * index.d else 1
+    except RuntimeError:  # no codes, as of a graph
+        return 1
 
 
 def search(index: Any, queries: Float32[np.ndarray, "queries dim"], k: int) -> Int64[np.ndarray, "queries k"]:

@@ -162,7 +162,7 @@ class AllPairs:
         """What the index finds; of anchors that are left with fewer than k, it is asked for more."""
         ids = torch.full((len(anchors), k), -1, dtype=torch.int64, device=self.rows.device)
         scores = torch.full((len(anchors), k), -torch.inf, device=self.rows.device)
-        asked, left = k + 1, torch.arange(len(anchors), device=self.rows.device)
+        asked, left = _faiss.candidates(self._index) * (k + 1), torch.arange(len(anchors), device=self.rows.device)
         while len(left):
             asked = min(asked, len(self.rows))
             found = _faiss.search(self._index, self.rows[anchors[left]].float().cpu().numpy(), asked)

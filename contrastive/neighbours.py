@@ -383,7 +383,7 @@ class Search:
     def _by_index(self, part: slice, k: int) -> tuple[Tensor, Tensor]:
         """What the index finds, scored exactly; -1 after the last."""
         x, device = self.strip(part), self.queries.device
-        asked = min(k + (self.own is not None), len(self.target))
+        asked = min(_faiss.candidates(self.target.index) * (k + (self.own is not None)), len(self.target))
         found = torch.from_numpy(_faiss.search(self.target.index, x.cpu().numpy(), asked)).to(device)
         ids = found if self.own is None else found.masked_fill(found == self.own[part, None], -1)
         scores = self._scored(x, ids).masked_fill_(ids < 0, -torch.inf)

@@ -478,6 +478,20 @@ def test_an_index_by_its_factory_string(factory, metric):
 
 
 @needs_faiss
+def test_short_codes_find_more_than_they_are_asked_for():
+    # Their own scores are rounded: among four times as many, scored exactly, the right ones are found.
+    x = torch.randn(4000, 32)
+    exact = search(x[:200], x, 5).ids
+    for factory, least in {"IVF8,PQ8": 0.75, "PCA16,Flat": 0.42, "IVF8,SQ4": 0.95}.items():
+        found = search(x[:200], x, 5, backend=factory, nprobe=8).ids
+        assert (found[:, :, None] == exact[:, None, :]).any(2).float().mean() > least
+    index = _faiss.build("t", x.numpy(), [x.numpy()], "IVF8,Flat", inner_product=True, nprobe=1)
+    assert _faiss.candidates(index) == 1
+    index = _faiss.build("t", x.numpy(), [x.numpy()], "HNSW8", inner_product=True, nprobe=1)
+    assert _faiss.candidates(index) == 1
+
+
+@needs_faiss
 def test_an_index_is_trained_on_all_parts_of_the_gallery(monkeypatch):
     # Sorted by class, as data sets often are: lists that were learnt from the first class tell the others apart badly.
     x = torch.randn(16, 8).repeat_interleave(128, 0) + 0.3 * torch.randn(2048, 8)
