@@ -50,6 +50,7 @@ from contrastive.objectives import (
 from contrastive.relatives import lifted_loss, multi_similarity_loss, ovo_loss, sigmoid_loss
 from contrastive.retrieval import evaluate_retrieval, search
 from contrastive.scores import partners, without_self
+from contrastive.shards import Shard
 from contrastive.tiled import tiled_kpair_loss, tiled_ntxent_loss, tiled_symmetric_loss
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Mine",
     "NegativeSquaredDistance",
     "Separable",
+    "Shard",
     "additive_margin_loss",
     "barber_agakov",
     "club",

@@ -23,6 +23,7 @@ from contrastive.neighbours import (
     in_order_of_ids,
 )
 from contrastive.relevance import Judged, Labels, Relevance, Relevant, SameLabel, SharedLabels, label_ids, several
+from contrastive.shards import Shard, ShardSearch, as_queries
 
 __all__ = [
     "DEFAULT_KS",
@@ -43,6 +44,8 @@ _WHOLE = ("r_precision", "map@r", "map", "mrr")
 METRICS = (*_AT_K, *_WHOLE)
 # Entries of a table of votes, queries by classes.
 _VOTES = 2**24
+# Queries on which an approximate search is compared with the exact one.
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ class Assessment:
     def __init__(
         self,
         function: str,
-        embeddings: Rows,
+        embeddings: Rows | Shard,
         labels: Labels | None = None,
         *,
-        gallery: Rows | None = None,
+        gallery: Rows | Shard | None = None,
         gallery_labels: Labels | None = None,
         relevant: Relevant | None = None,
         gallery_ids: Int64[Tensor, " gallery"] | None = None,
@@ -127,14 +130,19 @@ class Assessment:
             raise InputError(
                 f"{function}: gallery is embeddings, expected other rows; leave it out to search among the others"
             )
-        if gallery is None:
-            x = y = as_rows(function, "embeddings", embeddings)
-        else:
-            x, y = as_pair(function, embeddings, gallery, ("embeddings", "gallery"))
+        x, y = _sides(function, embeddings, gallery)
+        if isinstance(x, Shard):
+            labels = None if labels is None else x.of_every_row("labels", labels)
+            relevant = None if relevant is None else x.of_every_row("relevant", relevant)
+        if isinstance(y, Shard):
+            gallery_labels = None if gallery_labels is None else y.of_every_row("gallery_labels", gallery_labels)
+            if gallery_ids is not None:
+                raise InputError(f"{function}: gallery_ids are given, and a shard has its own")
+            gallery_ids = y.ids
         self.relevance: Relevance
         self.classes: SameLabel | None = None
         if relevant is not None:
-            if gallery_ids is not None:
+            if gallery_ids is not None and not isinstance(y, Shard):
                 in_order_of_ids(function, gallery_ids, y)
             self.relevance = Judged.of(
                 function,
@@ -165,8 +173,15 @@ class Assessment:
         self.relevant = self.relevance.total[self.kept]
         self.depth = self._depth(len(y) - self.alone)
         own = torch.arange(len(x), device=x.device) if self.alone else None
-        target = Target(function, y, metric=metric, backend=backend, nprobe=nprobe)
-        self.search = Search(function, x, target, own=own, rows=self.kept)
+        self.search: Search | ShardSearch
+        if isinstance(y, Shard):
+            self.search = ShardSearch(
+                function, x, y, metric=metric, backend=backend, nprobe=nprobe, own=own, rows=self.kept
+            )
+        else:
+            assert isinstance(x, Tensor)
+            target = Target(function, y, metric=metric, backend=backend, nprobe=nprobe)
+            self.search = Search(function, x, target, own=own, rows=self.kept)
 
     def _reason(self, relevant: Relevant | None) -> str:
         if relevant is not None:
@@ -196,7 +211,7 @@ class Assessment:
         """
         run = self.search.after(skip, on_progress)
         # One more item than the metrics look at shows a tie at the cut; there is none beyond the gallery.
-        asked = min(self.depth + 1, len(run.target) - self.alone)
+        asked = min(self.depth + 1, run.size - self.alone)
         for part, ids, scores in run.rankings(asked):
             yield self._values(run, part, ids, scores)
 
@@ -211,7 +226,7 @@ class Assessment:
             on_progress: as in `contrastive.search`.
         """
         run = self.search.only(places, on_progress)
-        k = min(k, len(run.target) - self.alone)
+        k = min(k, run.size - self.alone)
         parts = [
             (ids, scores, (self._gains(run.rows[part], ids) > 0) & (ids >= 0)) for part, ids, scores in run.rankings(k)
         ]
@@ -220,7 +235,7 @@ class Assessment:
 
     def everything_is_relevant(self) -> bool:
         """Whether any ranking at all would read 1: all items have one label."""
-        return bool((self.relevance.total == len(self.search.target) - self.alone).all())
+        return bool((self.relevance.total == self.search.size - self.alone).all())
 
     def result(self, parts: Iterable[Mapping[str, Float32[Tensor, " part"]]]) -> RetrievalResult:
         """Puts the parts together.
@@ -232,13 +247,12 @@ class Assessment:
         per_query = {name: torch.cat([part[name].to(self.kept.device) for part in columns]) for name in self.names}
         tied = int(sum(float(part["tied"].sum()) for part in columns))
         result = result_of(per_query, self.kept, self._groups())
-        approximate = self.search.target.index is not None
         return replace(
             result,
             excluded=self.excluded,
             dropped=self.dropped,
             tied=tied,
-            index_recall=self.search.index_recall(self.depth) if approximate else None,
+            index_recall=_index_recall(self.search, self.depth) if self.search.approximate else None,
         )
 
     def _groups(self) -> Tensor | None:
@@ -248,7 +262,7 @@ class Assessment:
         groups = self.classes.queries[self.kept]
         return groups if bool((groups != groups[0]).any()) else None
 
-    def _values(self, run: Search, part: slice, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    def _values(self, run: Search | ShardSearch, part: slice, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
         rows = run.rows[part]
         tied = ((scores[:, 1:] == scores[:, :-1]) & (ids[:, 1:] >= 0)).any(1)
         values = {name: torch.zeros(len(rows), device=ids.device) for name in self.names}
@@ -295,7 +309,7 @@ class Assessment:
         return values
 
     def _gains(self, rows: Tensor, ids: Tensor) -> Tensor:
-        if self.search.target.index is None:
+        if not self.search.approximate:
             return self.relevance.gains(rows, ids)
         gains = self.relevance.gains(rows, ids.clamp_min(0))
         return gains.masked_fill(ids < 0, 0)
@@ -306,11 +320,11 @@ class Assessment:
             return 1
         return int(max(self.classes.queries.max(), self.classes.gallery.max())) + 2
 
-    def _tied(self, run: Search, places: Tensor, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    def _tied(self, run: Search | ShardSearch, places: Tensor, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """The expected values of queries with items of equal score."""
         depth, rows = self.depth, run.rows[places]
         cut = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
-        if run.target.index is None and ids.shape[1] > depth:
+        if not run.approximate and ids.shape[1] > depth:
             cut = scores[:, depth] == scores[:, depth - 1]
         cut_rows = cut.nonzero().squeeze(1)
         if len(cut_rows):  # all of their scores by the same arithmetic, so that equal ones can be counted
@@ -332,7 +346,7 @@ class Assessment:
         return self._metrics(rows, ids, gains=gains, ties=ties, last_gain=gain, votes=votes)
 
     def _last_group(
-        self, run: Search, places: Tensor, value: Tensor, votes: tuple[Tensor, Tensor] | None
+        self, run: Search | ShardSearch, places: Tensor, value: Tensor, votes: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the whole gallery: how many items score `value`, how many of them are relevant, and their gains."""
         rows = run.rows[places]
@@ -340,9 +354,7 @@ class Assessment:
         hits, gain = torch.zeros_like(size), torch.zeros_like(size, dtype=torch.float64)
         if votes is not None:
             votes[0][votes[1]] = 0.0
-        for first, block in run.scores(places):
-            place, column = (block == value).nonzero(as_tuple=True)
-            items = column + first
+        for place, items in run.equal(places, value):
             gains = self.relevance.gains(rows[place], items[:, None]).squeeze(1)
             size += place.bincount(minlength=len(rows))
             hits += place[gains > 0].bincount(minlength=len(rows))
@@ -350,7 +362,34 @@ class Assessment:
             if votes is not None and self.classes is not None:
                 ones = torch.ones(len(place), device=place.device)
                 votes[0].index_put_((votes[1][place], self.classes.gallery[items]), ones, accumulate=True)
-        return size, hits, gain
+        if votes is not None:
+            votes[0][votes[1]] = run.total(votes[0][votes[1]])
+        return run.total(size), run.total(hits), run.total(gain)
+
+
+def _sides(
+    function: str, embeddings: Rows | Shard, gallery: Rows | Shard | None
+) -> tuple[Tensor, Tensor] | tuple[Shard | Tensor, Shard]:
+    """Queries and gallery, checked; the same where there is no gallery."""
+    if gallery is None and isinstance(embeddings, Shard):
+        return embeddings, embeddings
+    if isinstance(gallery, Shard):
+        return as_queries(function, embeddings, gallery), gallery
+    if isinstance(embeddings, Shard):
+        raise InputError(f"{function}: embeddings are a shard and the gallery is not, expected a shard as well")
+    if gallery is None:
+        x = as_rows(function, "embeddings", embeddings)
+        return x, x
+    return as_pair(function, embeddings, gallery, ("embeddings", "gallery"))
+
+
+def _index_recall(search: Search | ShardSearch, k: int) -> float:
+    """The share of the exact k nearest that an index finds, of a sample of the queries."""
+    order = torch.randperm(len(search.rows), generator=torch.Generator().manual_seed(0))
+    some = search.only(order[:_SAMPLE].sort().values.to(search.rows.device))
+    exact, found = (torch.cat([ids for _, ids, _ in some.rankings(k, exact=e)]) for e in (True, False))
+    hits = [torch.isin(e, f).sum() for e, f in zip(exact, found, strict=True)]
+    return float(sum(hits)) / exact.numel()
 
 
 def result_of(

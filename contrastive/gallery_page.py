@@ -111,7 +111,7 @@ def write_gallery_page(
         'page.html'
     """
     others = queries if gallery is None else gallery
-    largest = len(assessment.search.target) - assessment.alone
+    largest = assessment.search.size - assessment.alone
     first = f"mrr@{min(DEPTH, largest)}"
     order = _worst_first(result, first)[:shown]
     ids, scores, relevant = (found.cpu() for found in assessment.neighbours(order, DEPTH))
@@ -145,13 +145,13 @@ def write_gallery_page(
         curve=_curve(result),
         confusion=confusion,
         sampled=f"{len(sample):,} of {len(result.queries):,} queries, drawn at random" if sampled else None,
-        histograms=_histograms(near_scores, near_right, assessment.search.target.metric),
+        histograms=_histograms(near_scores, near_right, assessment.search.metric),
         shown=len(listed),
         counted=len(result.queries),
         labelled=any(label >= 0 for label in items["label"]),
         depth=data["depth"],
         neighbours=min(neighbours, largest),
-        score=_SCORES[assessment.search.target.metric],
+        score=_SCORES[assessment.search.metric],
         data=_json(data),
         script=script,
         policy=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from contrastive.collectives import world_size
+from contrastive.collectives import Group, world_size
 from contrastive.errors import InputError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "first",
     "joined",
     "launched",
+    "of_all",
     "of_another_rank",
     "restarted",
     "together",
@@ -89,11 +90,12 @@ def joined(timeout: float = 1800.0) -> Iterator[None]:
     dist.destroy_process_group()  # not after a failure: the others may be gone, and so is this process soon
 
 
-def together(function: Callable[[], T]) -> T:
+def together(function: Callable[[], T], group: Group = None) -> T:
     """Calls a function on every rank; what one rank refuses, all refuse, so that none is left waiting.
 
     Arguments:
         function: may raise `InputError`.
+        group: of ranks; None: all.
 
     Raises:
         RefusedByAll: on every rank; names the ranks, where not all have failed.
@@ -103,7 +105,7 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except InputError as error:
         failure = str(error)
-    failures = _of_all(failure)
+    failures = of_all(failure, group)
     failed = [rank for rank, message in enumerate(failures) if message is not None]
     if failed:
         where = "" if len(failed) == len(failures) else f"rank {', '.join(map(str, failed))}: "
@@ -143,7 +145,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
         RefusedByAll: on every rank, where they differ; names what, and who has which.
     """
-    ranks = _of_all(dict(facts))
+    ranks = of_all(dict(facts))
     for name in ranks[0]:
         values = [repr(other.get(name)) for other in ranks]
         if len(set(values)) > 1:
@@ -163,11 +165,21 @@ def of_another_rank(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _of_all(value: Any) -> list[Any]:
-    if world_size() == 1:
+def of_all(value: T, group: Group = None) -> list[T]:
+    """An object of every rank, rank 0 first.
+
+    Arguments:
+        value: of this rank; it is pickled.
+        group: of ranks; None: all.
+
+    Example:
+        >>> of_all("here")
+        ['here']
+    """
+    if world_size(group) == 1:
         return [value]
-    found = [None] * world_size()
-    dist.all_gather_object(found, value)
+    found: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 

@@ -61,8 +61,6 @@ RANKINGS_HELD = 2**26
 # Rows and columns of which a product has whole multiples; measured with MKL on an AMD processor, in both precisions.
 _WHOLE = (4, 128)
 _ANY_SIZE = 2**62
-# Queries on which an approximate search is compared with the exact one.
-SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,16 @@ class Space:
                 f"{function}: scores may reach {bound:.0e}, more than {str(self.dtype).removeprefix('torch.')} holds, "
                 "expected embeddings of a smaller scale"
             )
+
+    def error(self, x: Float[Tensor, "queries dim"]) -> Float[Tensor, " queries"]:
+        """How far the scores of a back end may lie from those of pairs: both are rounded sums of `dim` products.
+
+        Arguments:
+            x: prepared queries.
+        """
+        of_x: Tensor = torch.linalg.vector_norm(x, dim=1)
+        scale = 4.0 * of_x.clamp_min(self.longest).square() if self.metric == "euclidean" else of_x * self.longest
+        return scale * (1.01 * (x.shape[1] + 32) * torch.finfo(self.dtype).eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.metric == "cosine":
@@ -286,6 +294,21 @@ class Search:
         # A gallery searched by itself need not be prepared twice.
         self._shared = queries is target.rows and len(target.blocks) == 1
 
+    @property
+    def size(self) -> int:
+        """How many rows the gallery has."""
+        return len(self.target)
+
+    @property
+    def metric(self) -> str:
+        """What is near."""
+        return self.target.metric
+
+    @property
+    def approximate(self) -> bool:
+        """Whether an index searches."""
+        return self.target.index is not None
+
     def after(self, skip: int, progress: Progress | None = None) -> "Search":
         """The same search without the first queries.
 
@@ -386,34 +409,30 @@ class Search:
         asked = min(_faiss.candidates(self.target.index) * (k + (self.own is not None)), len(self.target))
         found = torch.from_numpy(_faiss.search(self.target.index, x.cpu().numpy(), asked)).to(device)
         ids = found if self.own is None else found.masked_fill(found == self.own[part, None], -1)
-        scores = self._scored(x, ids).masked_fill_(ids < 0, -torch.inf)
+        scores = self.scored(x, ids).masked_fill_(ids < 0, -torch.inf)
         # Equal scores by id, what is missing last.
         order = torch.where(ids < 0, len(self.target), ids).argsort(dim=1)
         scores, ids = scores.gather(1, order), ids.gather(1, order)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores[:, :k], ids.gather(1, order)[:, :k]
 
-    def _scored(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Scores of some items of each query, from their rows."""
-        parts = []
-        step = max(1, BLOCK // (ids.shape[1] * x.shape[1]))
-        for of_x, of_ids in zip(torch.split(x, step), torch.split(ids, step), strict=True):
-            y = self.target.space(self.target.rows[of_ids.clamp_min(0).flatten()]).view(*of_ids.shape, -1)
-            if self.target.metric == "euclidean":
-                parts.append((of_x[:, None] - y).square_().sum(2).neg_() + 0.0)
-            else:
-                parts.append((y @ of_x[:, :, None]).squeeze(2))
-        return torch.cat(parts)
+    def scored(self, x: Float[Tensor, "s dim"], ids: Int64[Tensor, "s items"]) -> Float[Tensor, "s items"]:
+        """Scores of some items of each query, from their two rows alone: the same wherever these stand.
 
-    def index_recall(self, k: int) -> float:
-        """The share of the exact k nearest that the index finds, of a sample of the queries."""
-        generator = torch.Generator().manual_seed(0)
-        sample = torch.randperm(len(self.rows), generator=generator)[:SAMPLE].sort().values.to(self.rows.device)
-        own = None if self.own is None else self.own[sample]
-        some = Search(self.function, self.queries[self.rows[sample]], self.target, own=own)
-        exact, found = (torch.cat([ids for _, ids, _ in some.rankings(k, exact=e)]) for e in (True, False))
-        hits = [torch.isin(e, f).sum() for e, f in zip(exact, found, strict=True)]
-        return float(sum(hits)) / exact.numel()
+        Arguments:
+            x: of `strip`.
+            ids: rows of the gallery; of one below 0 the score means nothing.
+        """
+        parts = []
+        step = max(1, BLOCK // max(1, ids.shape[1] * x.shape[1]))
+        for of_x, of_ids in zip(torch.split(x, step), torch.split(ids, step), strict=True):
+            y = self.target.space(self.target.rows[of_ids.clamp_min(0).flatten()]).view(*of_ids.shape, x.shape[1])
+            y, queries = y.double(), of_x[:, None].double()
+            if self.target.metric == "euclidean":
+                parts.append((queries - y).square_().sum(2).neg_().to(x.dtype) + 0.0)
+            else:
+                parts.append(y.mul_(queries).sum(2).to(x.dtype))
+        return torch.cat(parts)
 
     def settled(self, places: Int64[Tensor, " some"], k: int) -> tuple[Tensor, Tensor]:
         """Rankings of some queries by torch, whose scores are those of `scores`."""
@@ -429,8 +448,14 @@ class Search:
         assert best is not None
         return best
 
-    def scores(self, places: Int64[Tensor, " some"]) -> Iterator[tuple[int, Float[Tensor, "some block"]]]:
-        """Scores of some queries against all items, block by block: yields (first item, scores), the own one -inf."""
+    def total(self, counts: Tensor) -> Tensor:
+        """Of what was counted of `equal`: this process has seen them all."""
+        return counts
+
+    def scores(
+        self, places: Int64[Tensor, " some"]
+    ) -> Iterator[tuple[Int64[Tensor, " block"], Float[Tensor, "some block"]]]:
+        """Scores of some queries against all items, block by block: yields (items, scores), the own one -inf."""
         x, own = self._some(places)
         for start, end in self.target.blocks:
             y, squares = self.target.block(start, end)
@@ -445,7 +470,20 @@ class Search:
                     ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
                     scores = _distances(x, z, scores, ids)
                 _leave_out(scores, own, start + first)
-                yield start + first, scores
+                yield torch.arange(start + first, start + first + len(z), device=x.device), scores
+
+    def equal(
+        self, places: Int64[Tensor, " some"], values: Float[Tensor, "some 1"]
+    ) -> Iterator[tuple[Int64[Tensor, " found"], Int64[Tensor, " found"]]]:
+        """All items of one score, block by block: yields (which of the queries, items).
+
+        Arguments:
+            places: of the queries among those to run.
+            values: the score of each, of `settled`.
+        """
+        for items, block in self.scores(places):
+            row, column = (block == values).nonzero(as_tuple=True)
+            yield row, items[column]
 
     def _some(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         x = self.target.block(0, len(self.queries))[0] if self._shared else None

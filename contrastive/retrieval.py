@@ -42,6 +42,7 @@ from contrastive.neighbours import (
     unit_rows,
 )
 from contrastive.relevance import Labels, Relevant, label_ids
+from contrastive.shards import Shard, search_shards
 
 __all__ = [
     "METRICS",
@@ -53,6 +54,7 @@ __all__ = [
     "Relevant",
     "RetrievalResult",
     "Rows",
+    "Shard",
     "as_pair",
     "as_rows",
     "evaluate_retrieval",
@@ -65,8 +67,8 @@ __all__ = [
 
 
 def search(
-    queries: Rows,
-    gallery: Rows,
+    queries: Rows | Shard,
+    gallery: Rows | Shard,
     k: int,
     *,
     metric: Metric = "cosine",
@@ -121,6 +123,22 @@ def search(
         | Billion-scale similarity search with GPUs (Johnson et al., 2017)
         | https://arxiv.org/abs/1702.08734
     """
+    if isinstance(gallery, Shard):
+        if gallery_ids is not None:
+            raise InputError("search: gallery_ids are given, and a shard has its own")
+        return search_shards(
+            "search",
+            queries,
+            gallery,
+            k,
+            metric=metric,
+            backend=backend,
+            exclude_self=exclude_self,
+            nprobe=nprobe,
+            on_progress=on_progress,
+        )
+    if isinstance(queries, Shard):
+        raise InputError("search: queries are a shard and the gallery is not, expected a shard as well")
     queries, gallery = as_pair("search", queries, gallery, ("queries", "gallery"))
     if exclude_self is True and len(queries) != len(gallery):
         raise InputError(
@@ -145,10 +163,10 @@ def search(
 
 
 def evaluate_retrieval(
-    embeddings: Rows,
+    embeddings: Rows | Shard,
     labels: Labels | None = None,
     *,
-    gallery: Rows | None = None,
+    gallery: Rows | Shard | None = None,
     gallery_labels: Labels | None = None,
     relevant: Relevant | None = None,
     gallery_ids: Int64[Tensor, " gallery"] | None = None,

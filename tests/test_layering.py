@@ -27,6 +27,7 @@ LAYERS = [
     {"metrics", "relevance", "intervals", "_faiss", "flows", "terms"},
     {"filtered"},
     {"neighbours"},
+    {"shards"},
     {"assessment", "gallery"},
     {"retrieval"},
     {"geometry", "probing", "interop", "allpairs"},

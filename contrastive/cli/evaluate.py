@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,9 +11,9 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from contrastive import runs, tables, vectors
+from contrastive import launch, runs, tables, vectors
 from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, METRICS, Assessment, RetrievalResult, metric_names
-from contrastive.cli import page, parts
+from contrastive.cli import page, parts, ranks
 from contrastive.cli.configuration import read_options
 from contrastive.cli.names import Setup, set_up
 from contrastive.cli.progress import progress_bar
@@ -122,6 +123,20 @@ def evaluate(words: list[str]) -> None:
     Raises:
         InputError: for anything the user can mend.
     """
+    with launch.joined():
+        options, ks, metrics = launch.together(partial(_said, words))
+        content = launch.together(partial(_content, options, ks, metrics))
+    if options["json"] is not None and launch.first():
+        try:
+            runs.write_json(Path(options["json"]), content)
+        except OSError as error:
+            raise InputError(f"--json: {options['json']} cannot be written: {error}") from error
+        if options["resume"] == "auto":
+            parts.remove(Path(options["json"]))
+
+
+def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Sequence[str] | None]:
+    """The options, k and metrics, as far as they can be checked before anything is read."""
     options = parse(
         words,
         prog="kpair evaluate",
@@ -129,33 +144,33 @@ def evaluate(words: list[str]) -> None:
         parts={},
         add_options=_add_options,
     )
-    target, ks = Path(options["target"]), _ks(options["k"])
+    ks = _ks(options["k"])
     metrics = None if options["metrics"] is None else tuple(word for word in options["metrics"].split(",") if word)
     for name in ("json", "report"):  # before hours of searching
         if options[name] is not None and not Path(options[name]).parent.is_dir():
             raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
     page.check(options)
+    ranks.refuse(options, ("report", "resume"))
+    return options, ks, metrics
+
+
+def _content(options: Mapping[str, Any], ks: Sequence[int] | None, metrics: Sequence[str] | None) -> dict[str, Any]:
+    target = Path(options["target"])
     if target.is_dir():
+        if launch.launched():
+            raise InputError(f"{target} is a run: it is evaluated by one process, not with torchrun")
         only_files = [name for name in _OF_FILES if options[name] is not None]
         if only_files or options["resume"] != "never":
             only_files = [*only_files, "resume"]
             raise InputError(
                 f"--{only_files[0].replace('_', '-')} goes with a file of embeddings, and {target} is a run"
             )
-        content = _evaluate_run(target, options, ks, metrics)
-    elif target.exists():
+        return _evaluate_run(target, options, ks, metrics)
+    if target.exists():
         if options["data_root"] is not None:
             raise InputError(f"--data-root goes with a run, and {target} is a file")
-        content = _evaluate_file(target, options, ks, metrics)
-    else:
-        raise InputError(f"{target} does not exist: expected a run folder or a file of embeddings")
-    if options["json"] is not None:
-        try:
-            runs.write_json(Path(options["json"]), content)
-        except OSError as error:
-            raise InputError(f"--json: {options['json']} cannot be written: {error}") from error
-        if options["resume"] == "auto":
-            parts.remove(Path(options["json"]))
+        return _evaluate_file(target, options, ks, metrics)
+    raise InputError(f"{target} does not exist: expected a run folder or a file of embeddings")
 
 
 def _evaluate_run(
@@ -187,10 +202,11 @@ def _evaluate_file(
         raise InputError(f"--nprobe is {options['nprobe']}, expected at least 1")
     if options["relevant"] is not None and (options["labels"] is not None or options["gallery_labels"] is not None):
         raise InputError("--relevant takes the place of labels: leave --labels and --gallery-labels out")
-    embeddings, labels = _read(file, options["labels"])
+    embeddings, labels = launch.together(partial(_read, file, options["labels"]))
     gallery, gallery_labels = None, None
     if options["gallery"] is not None:
-        gallery, gallery_labels = _read(Path(options["gallery"]), options["gallery_labels"])
+        of_gallery = partial(_read, Path(options["gallery"]), options["gallery_labels"])
+        gallery, gallery_labels = launch.together(of_gallery)
     elif options["gallery_labels"] is not None:
         raise InputError("--gallery-labels needs --gallery FILE")
     relevant = None
@@ -203,7 +219,8 @@ def _evaluate_file(
     if matched and metrics is not None:
         raise InputError("--metrics needs labels or --relevant: without, rows are matched and recall@k is measured")
     # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
-    if matched and gallery is not None and options["report"] is None and options["sample"] is None:
+    by_itself = options["report"] is None and options["sample"] is None and not launch.launched()
+    if matched and gallery is not None and by_itself:
         result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | chosen))
     else:
         if matched and gallery is not None:  # the same by lists, which say who was found as well
@@ -220,11 +237,11 @@ def _evaluate_file(
         largest = len(embeddings) - 1 if gallery is None else len(gallery)
         assessment = Assessment(
             "kpair evaluate",
-            embeddings,
-            labels,
-            gallery=gallery,
-            gallery_labels=gallery_labels,
-            relevant=relevant,
+            ranks.shard(embeddings),
+            ranks.own_part(labels),
+            gallery=None if gallery is None else ranks.shard(gallery),
+            gallery_labels=ranks.own_part(gallery_labels),
+            relevant=ranks.own_part(relevant),
             metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),
             backend=options["backend"] or "auto",
             nprobe=options["nprobe"],
@@ -237,7 +254,7 @@ def _evaluate_file(
         names, _ = metric_names("kpair evaluate", asked, chosen.get("ks", DEFAULT_KS), largest)
         result = _only(whole, names)
     figures = dict(result.mean)
-    if metrics is None:
+    if metrics is None and launch.first():
         figures |= _further(embeddings, labels, gallery, gallery_labels)
     notes = _notes(result, options, len(embeddings))
     if options["report"] is not None:
@@ -325,7 +342,7 @@ def _further(
 
 
 def _shown(options: Mapping[str, Any]) -> bool:
-    return bool(sys.stderr.isatty() if options["progress"] is None else options["progress"])
+    return launch.first() and bool(sys.stderr.isatty() if options["progress"] is None else options["progress"])
 
 
 def _read(file: Path, labels_file: str | None) -> tuple[Tensor, vectors.Labels | None]:
