@@ -116,6 +116,9 @@ def parse(
         namespace = parser.parse_args(words)
     except (argparse.ArgumentError, TypeError) as error:
         raise InputError(_one_sentence(str(error), parser)) from None
+    for action in parser._actions:  # jsonargparse takes null for an option of any type
+        if action.default not in (None, argparse.SUPPRESS) and namespace.get(action.dest, action.default) is None:
+            raise InputError(f"--{action.dest.replace('_', '-')}: got null, expected a value")
     plain: dict[str, Any] = Namespace.as_dict(namespace)
     plain.pop("config", None)
     return plain

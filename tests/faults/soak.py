@@ -32,8 +32,6 @@ from contrastive.checkpoints import load_checkpoint, newest_checkpoint
 from contrastive.errors import InputError
 from contrastive.files import remove_scraps
 
-STEPS = 18  # of `own_loop`; `fit_loop` takes 24
-
 
 @dataclass
 class Tally:
@@ -76,7 +74,7 @@ def soak(minutes, *, seed=0, report=print):
                     report(tally.line((time.monotonic() - start) / 60), flush=True)
         finally:
             if mounted:
-                subprocess.run(["umount", disk], check=True)
+                subprocess.run(["umount", "--lazy", disk], check=True)
     return tally
 
 

@@ -139,6 +139,9 @@ def test_row06_inputs_are_left_alone_views_are_read_and_all_can_be_pickled():
     [
         ("lerning_rate: 1", "lerning_rate"),
         ("lr: fast", "lr"),
+        ("lr: null", "--lr: got null"),
+        ("batch_size: null", "--batch-size: got null"),
+        ("miner:\n  name: hcl\n  beta: null", "beta"),
         ("epochs: 1.5", "epochs"),
         ("encoder:\n  name: convnet\n  widths: none", "widths"),
         ("miner: hclx", "hclx"),

@@ -1,0 +1,166 @@
+"""Numbers: rows 8 to 12 of docs/reliability.md, over every loss and miner of the library."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loops import IMAGES, RECIPE
+from safetensors.torch import load_file
+from test_rows_a_inputs import holds
+from torch import nn
+
+from contrastive import Bilinear, Cosine, InnerProduct, KPairLoss, evaluate_retrieval, infonce_bound, kpair_loss
+from contrastive.data import ImageData, ImageSplit
+from contrastive.encoders import build
+from contrastive.errors import InputError
+from contrastive.evaluation import Model, evaluate_model
+from contrastive.training import fit
+from miners import hcl, topk
+
+SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 6), st.integers(0, 2**31))
+
+
+def pair(shape):
+    n, dim, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, n, dim, generator=generator, dtype=torch.float64)
+    return x.clone(), y.clone()
+
+
+# --- 8: gradients ---------------------------------------------------------------------------------------------------
+
+
+def test_row08_gradients_are_those_of_the_value():
+    holds("gradients_are_those_of_the_value", "objective", "criterion")
+    holds("gradients_are_those_of_the_weights", "miner")
+
+
+@pytest.mark.parametrize("critic", [Cosine(0.2, learnable=True), InnerProduct(), Bilinear(5)], ids=repr)
+@pytest.mark.parametrize("miner", [None, topk(3), hcl(1.0)], ids=repr)
+def test_row08_gradients_written_by_hand_are_those_of_autograd(critic, miner):
+    found = []
+    for tiled in (True, False):
+        x, y = (part.requires_grad_() for part in pair((9, 5, 0)))
+        criterion = KPairLoss(critic.double(), miner=miner, tiled=tiled)
+        loss = criterion(x, y)
+        leaves = [x, y, *criterion.parameters()]
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for ours, oracle in zip(*found, strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-11, atol=1e-12)
+
+
+# --- 9: large numbers, half precision, trainings that diverge -------------------------------------------------------
+
+
+def test_row09_large_scores_low_temperatures_and_half_precision_are_near_float64():
+    holds("large_scores_are_exact", "objective")
+    holds("low_temperatures_are_exact", "objective")
+    holds("half_precision_is_near", "criterion", "evaluator")
+    holds("autocast_changes_nothing", "objective", "miner")
+    holds("autocast_keeps_the_digits_of_the_sum", "criterion")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_row09_a_training_that_diverges_stops_at_once_and_saves_its_batch(tmp_path, value):
+    """No step is skipped in silence: the first one that is not finite ends the run, its batch can be looked at."""
+    steps = 0
+
+    def view(images):
+        nonlocal steps
+        steps += 1
+        return images * (value if steps == 3 else 1.0)
+
+    encoder, projector = build(RECIPE)
+    with pytest.raises(InputError, match=r"training stopped at step 2 .*batch is saved in .*failed-step-2"):
+        fit(encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=tmp_path, epochs=1, batch_size=8)
+    assert load_file(tmp_path / "failed-step-2.safetensors")["ids"].shape == (8,)
+    assert all(bool(torch.isfinite(p).all()) for p in encoder.parameters())
+
+
+# --- 10: collapse ---------------------------------------------------------------------------------------------------
+
+
+def test_row10_zeros_duplicates_and_collapse_have_finite_gradients():
+    for check in ("vectors_of_zero_are_finite", "collapsed_embeddings_are_finite", "duplicates_are_finite"):
+        holds(check, "criterion")
+    holds("equal_scores_are_finite", "objective")
+    holds("collapsed_embeddings_read_chance", "evaluator")
+
+
+def test_row10_a_collapsed_encoder_is_said_to_be_one():
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.ones(len(images), 4) + 0.0 * images.float().mean()
+
+    labels = torch.arange(40) % 4
+    images = ImageSplit(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), labels)
+    data = ImageData("constant", images, images, tuple("abcd"))
+    found = evaluate_model(
+        data, {"encoder": Model.of(Constant(), nn.Identity())}, Cosine(), view=lambda x: x, batch_size=8
+    )
+    assert found.figures["encoder"]["recall@1"] == pytest.approx(9 / 39)  # chance
+    assert [note.split(":")[0] for note in found.notes if "collapsed" in note] == ["The encoder has collapsed"] * 2
+
+
+# --- 11: properties -------------------------------------------------------------------------------------------------
+
+
+def test_row11_order_and_what_miners_return():
+    holds("the_order_of_anchors_does_not_matter", "objective")
+    holds("the_order_of_pairs_does_not_matter", "criterion")
+    for check in ("the_order_of_candidates_does_not_matter", "the_target_is_unweighted", "rows_do_not_see_each_other",
+                  "the_mass_it_promises_is_there", "monotone_is_monotone"):  # fmt: skip
+        holds(check, "miner")
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES)
+def test_row11_a_rotation_changes_nothing(shape):
+    x, y = pair(shape)
+    rotation = torch.linalg.qr(torch.randn(shape[1], shape[1], dtype=torch.float64))[0]
+    for critic in (Cosine(), InnerProduct()):
+        found = KPairLoss(critic)(x @ rotation, y @ rotation)
+        torch.testing.assert_close(found, KPairLoss(critic)(x, y), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES)
+def test_row11_one_negative_is_the_logistic_triplet_and_the_bound_is_below_log_n(shape):
+    x, y = pair(shape)
+    scores = InnerProduct()(x, y)
+    triplet = nn.functional.softplus(scores[:2, :2].fliplr().diagonal() - scores[:2, :2].diagonal())
+    torch.testing.assert_close(kpair_loss(scores[:2, :2]), triplet, rtol=1e-7, atol=1e-8)
+    assert float(infonce_bound(scores).value) <= math.log(len(x)) + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES, st.sampled_from([None, topk(2), hcl(0.5)]))
+def test_row11_streamed_is_stored(shape, miner):
+    x, y = pair(shape)
+    streamed, stored = (KPairLoss(Cosine(0.2), miner=miner, tiled=tiled)(x, y) for tiled in (True, False))
+    torch.testing.assert_close(streamed, stored, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(4, 20), st.integers(1, 5), st.integers(0, 2**31))
+def test_row11_figures_of_both_back_ends_agree(n, dim, seed):
+    x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(n) % 2
+    means = [evaluate_retrieval(x, labels, ks=(1,), backend=backend).mean["recall@1"] for backend in ("torch", "faiss")]
+    assert means[0] == pytest.approx(means[1], abs=1e-6)
+
+
+# --- 12: rows without candidates ------------------------------------------------------------------------------------
+
+
+def test_row12_a_row_without_candidates_is_zero_never_nan():
+    for check in (
+        "an_absent_row_is_defined",
+        "absent_candidates_change_nothing",
+        "a_dropped_negative_is_an_absent_one",
+    ):
+        holds(check, "objective")
+    holds("losses_stay_finite_in_every_corner", "miner")
+    holds("weights_are_neither_nan_nor_infinite", "miner")
