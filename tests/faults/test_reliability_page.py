@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 
 
-def tests_of(path):
+def functions_of(path):
     return {
         node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)
     }
@@ -20,7 +20,7 @@ def test_every_row_has_a_line_and_every_test_is_there():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)
     assert len(named) >= 33
     for path, test in named:
-        assert test in tests_of(ROOT / path), f"{path}::{test}"
+        assert test in functions_of(ROOT / path), f"{path}::{test}"
 
 
 def test_it_is_in_the_index():
