@@ -49,7 +49,7 @@ __all__ = [
 CONFIG, METRICS = "config.yaml", "metrics.json"
 # Where and how a run goes on, not what it computes.
 _NOT_THE_RUN = (
-    "out", "resume", "progress", "data_root", "download", "checkpoint_every", "tensorboard", "timeout",
+    "out", "resume", "progress", "data_root", "download", "checkpoint_every", "tensorboard", "timeout", "skip_steps",
 )  # fmt: skip
 # These stand in no file: a configuration that named its own folder could be run only once.
 _NOT_SAVED = ("out", "resume", "progress")

@@ -7,6 +7,7 @@ that is asked to stop (SIGTERM, Ctrl-C) saves first.
 
 import csv
 import logging
+import math
 import os
 import signal
 import threading
@@ -52,6 +53,7 @@ class FitResult:
             where it had nothing left to do.
         loading_share: share of a step that the loader takes.
         augmenting_share: share of a step that drawing the views takes.
+        skipped: steps that were left out, over all attempts (`skip_steps` of `fit`).
     """
 
     final_loss: float
@@ -60,6 +62,7 @@ class FitResult:
     images_per_second: float
     loading_share: float
     augmenting_share: float
+    skipped: int
 
 
 def fit(
@@ -84,6 +87,7 @@ def fit(
     accelerator: str = "auto",
     precision: str = "32-true",
     chunk: int | None = None,
+    skip_steps: int = 3,
 ) -> FitResult:
     r"""Trains an encoder so that two views of an image find each other among the batch.
 
@@ -122,15 +126,18 @@ def fit(
         accelerator: Lightning's: "auto", "cpu", "gpu", ...
         precision: Lightning's: "32-true", "bf16-mixed", ...
         chunk: views that are encoded at a time, to save memory (`contrastive.chunks`); None: all.
+        skip_steps: how many steps may be left out because a projection, the loss or a gradient is not finite. Each is a
+            warning, its batch is saved in `out`, and it changes neither weights nor running statistics; the next one
+            ends the training. In float16 gradients are left to Lightning's scaler, which skips in silence.
 
     Returns:
         Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode.
 
     Raises:
-        InputError: for a batch larger than the data; for a loss or projection that is not finite: the message names
-            the step, and the batch is saved in `out`; for a checkpoint that is damaged or of other modules; where a
-            checkpoint cannot be written; for batch normalisation and `chunk`; on several ranks, for a parameter that
-            the first loss does not depend on.
+        InputError: for a batch larger than the data; for a step that is not finite and may not be skipped, or that the
+            criterion refuses: the message names it, and the batch is saved in `out`; for a checkpoint that is damaged
+            or of other modules; where a checkpoint cannot be written; for batch normalisation and `chunk`; on several
+            ranks, for a parameter that the first loss does not depend on.
         KeyboardInterrupt: for Ctrl-C, after the step under way and a checkpoint; a second one waits for neither.
         SystemExit: for SIGTERM, likewise, with the status 143.
 
@@ -166,6 +173,7 @@ def fit(
         each_step,
         resume_from,
         chunk,
+        skip_steps,
     )
     model.train()  # Lightning leaves the modes as it finds them
     if chunk is not None:
@@ -220,6 +228,7 @@ def fit(
         images_per_second=model.steps_now * batch_size / stepping if model.steps_now else float("nan"),
         loading_share=batches.seconds / stepping if model.steps_now else float("nan"),
         augmenting_share=model.view_seconds / stepping if model.steps_now else float("nan"),
+        skipped=model.skipped,
     )
 
 
@@ -255,13 +264,17 @@ class _TwoViews(pl.LightningModule):
         each_step: Callable[[int], None] | None,
         resumed_from: Path | None,
         chunk: int | None,
+        skip_steps: int,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
         self.each_epoch, self.each_step, self.resumed_from = each_epoch, each_step, resumed_from
-        self.chunk = chunk
+        self.chunk, self.skip_steps = chunk, skip_steps
+        self.skipped = 0
+        self.skipping = False  # the step under way
+        self.statistics: list[tuple[Tensor, Tensor]] = []  # of batch norms: now, and before the step under way
         self.log_every = max(1, steps // 500)
         self.last_loss = float("nan")
         self.steps_now = 0
@@ -299,17 +312,20 @@ class _TwoViews(pl.LightningModule):
         self.view_seconds += time.perf_counter() - start
         self.last_batch = ids, views
         encode = nn.Sequential(self.encoder, self.projector)
+        self.skipping, self.statistics = False, [(buffer, buffer.clone()) for buffer in encode.buffers()]
         projections = encode(views) if self.chunk is None else in_chunks(encode, views, size=self.chunk)
-        if not bool(torch.isfinite(projections).all()):
-            raise self._failure("the encoder's output is not finite")
+        # Ranks skip together: those whose numbers are finite would wait for the others in the criterion.
+        if bool(mean_over_ranks((~torch.isfinite(projections)).any().float())):
+            return self._skipped("the encoder's output is not finite")
         x, y = projections.chunk(2)
         try:
             loss: Tensor = self.criterion(x, y)
         except ValueError as error:  # scores that overflowed are refused by the loss itself
             raise self._failure(str(error)) from error
-        if not bool(torch.isfinite(loss)):
-            raise self._failure(f"the loss is {float(loss.detach())}")
-        self.last_loss = float(mean_over_ranks(loss))
+        mean_loss = float(mean_over_ranks(loss))
+        if not math.isfinite(mean_loss):
+            return self._skipped(f"the loss is {mean_loss}")
+        self.last_loss = mean_loss
         self.steps_now += 1
         self.log("loss", loss, prog_bar=True, logger=False)
         if self.global_step % self.log_every == 0 or self.global_step == self.steps - 1:
@@ -327,6 +343,15 @@ class _TwoViews(pl.LightningModule):
                 f"the loss of step {self.global_step} does not depend on {', '.join(unused[:3])}{more}: on several "
                 "ranks gradients would not be averaged; freeze it (requires_grad = False) or take it out of the modules"
             )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leaves a step without gradients if one of them is not finite: what is None moves no weight and no moment."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.trainer.scaler is not None or bool(torch.isfinite(nn.utils.get_total_norm(gradients, math.inf))):
+            return
+        if not self.skipping:
+            self._skip("a gradient is not finite")
+        optimizer.zero_grad()
 
     def on_train_epoch_end(self) -> None:
         self._refuse_broken_weights()
@@ -351,6 +376,7 @@ class _TwoViews(pl.LightningModule):
         self._refuse_broken_weights()
         checkpoint["steps"] = self.steps
         checkpoint["last_loss"] = self.last_loss
+        checkpoint["skipped"] = self.skipped
         checkpoint["measured_at"] = self.measured_at
         checkpoint["seconds"] = self.seconds()
         for logger in self.loggers:  # the curve reaches as far as the checkpoint, whatever happens next
@@ -362,6 +388,7 @@ class _TwoViews(pl.LightningModule):
         if checkpoint["steps"] != self.steps:  # the schedule of the learning rate is another one
             raise InputError(f"{source} is of a training of {checkpoint['steps']} steps, expected {self.steps}")
         self.last_loss = checkpoint["last_loss"]
+        self.skipped = checkpoint["skipped"]
         self.measured_at = checkpoint["measured_at"]
         self.seconds_before = checkpoint["seconds"]
         # Lightning restores a loader's state in the middle of an epoch only, not at its end.
@@ -384,15 +411,39 @@ class _TwoViews(pl.LightningModule):
         if self.last_batch is not None and not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
             raise self._failure("the step left weights that are not finite")
 
-    def _failure(self, what: str) -> InputError:
+    def _skipped(self, what: str) -> Tensor:
+        """A loss whose gradients are NaN on all ranks and of all parameters, for `on_before_optimizer_step` to drop."""
+        self._skip(what)
+        return math.nan * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+
+    def _skip(self, what: str) -> None:
+        """Leaves out the step under way, on all ranks, if another one may be."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+            raise self._failure(f"{what}, nor are the weights", RefusedByAll)
+        if self.skipped >= self.skip_steps:
+            after = f", after {self.skipped} skipped steps" if self.skipped else ""
+            raise self._failure(f"{what}{after}", RefusedByAll)
+        self.skipped += 1
+        self.skipping = True
+        with torch.no_grad():
+            for buffer, before in self.statistics:
+                buffer.copy_(before)
+        path = self._save_batch()
+        if rank_of() == 0:
+            warnings.warn(f"step {self.global_step} is skipped: {what}; the batch is saved in {path}", stacklevel=2)
+
+    def _failure(self, what: str, kind: type[InputError] = InputError) -> InputError:
+        return kind(
+            f"training stopped at step {self.global_step} (epoch {self.current_epoch}): {what}; the batch is saved in "
+            f"{self._save_batch()}; a lower learning rate or a higher temperature is the usual remedy"
+        )
+
+    def _save_batch(self) -> Path:
         rank = f"-rank-{rank_of()}" if world_size() > 1 else ""
         path = self.out / f"failed-step-{self.global_step}{rank}.safetensors"
         if self.last_batch is not None:
             save_tensors(path, dict(zip(("ids", "views"), self.last_batch, strict=True)))
-        return InputError(
-            f"training stopped at step {self.global_step} (epoch {self.current_epoch}): {what}; the batch is saved in "
-            f"{path}; a lower learning rate or a higher temperature is the usual remedy"
-        )
+        return path
 
 
 class _Stopped(BaseException):

@@ -31,7 +31,7 @@ def one_after_the_other(encoder, inputs, size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("miner", [None, topk(3)], ids=repr)
-def test_value_and_gradient_are_those_of_the_whole_batch(size, miner):
+def test_row24_value_and_gradient_are_those_of_the_whole_batch(size, miner):
     encoder, inputs = encoder_of(), torch.randn(14, 5, dtype=torch.float64, requires_grad=True)
     criterion = KPairLoss(Cosine(0.3), miner=miner)
     learnt = [inputs, *encoder.parameters()]
@@ -45,7 +45,7 @@ def test_value_and_gradient_are_those_of_the_whole_batch(size, miner):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_dropout_is_drawn_once(size):
+def test_row24_dropout_is_drawn_once(size):
     """The backward pass meets the draws of the forward pass, and leaves the stream of draws alone."""
     encoder, inputs = encoder_of(0.5), torch.randn(14, 5, dtype=torch.float64)
     found = []
@@ -121,15 +121,18 @@ def test_refused():
     for size in (0, -1, 2.0, True, None):
         with refused("in_chunks: size is", repr(size)):
             in_chunks(nn.Linear(4, 2), inputs, size=size)
-    encoder = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    for wrong, words in ((nn.Flatten(0), "(12,) of 3 rows"), (nn.LSTM(4, 2), "tuple of 3 rows")):
+        with refused("in_chunks", words):
+            in_chunks(wrong, inputs, size=3)
+
+
+def test_row24_batch_norms_in_training_mode_are_refused():
+    encoder, inputs = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), torch.randn(6, 4)
     for size in (2, 6, 10):
         with refused("BatchNorm1d (1) in training mode", "layer or group norms"):
             in_chunks(encoder, inputs, size=size)
     encoder.eval()
     close(in_chunks(encoder, inputs, size=4), encoder(inputs).detach(), 1e-6)
-    for wrong, words in ((nn.Flatten(0), "(12,) of 3 rows"), (nn.LSTM(4, 2), "tuple of 3 rows")):
-        with refused("in_chunks", words):
-            in_chunks(wrong, inputs, size=3)
 
 
 class Step(nn.Module):
@@ -168,7 +171,7 @@ def steps(rank, world, inputs, lengths, sizes):
 
 
 @pytest.mark.parametrize("lengths", [(8, 8), (10, 4, 2)], ids=str)
-def test_one_all_reduce_a_step_on_every_rank(lengths):
+def test_row24_one_all_reduce_a_step_on_every_rank(lengths):
     inputs, sizes = torch.randn(16, 5, dtype=torch.float64), [None, 1, 3, 8, 100]
     ranks = run_ranks(steps, len(lengths), inputs, lengths, sizes)
     for found, message in ranks:

@@ -118,7 +118,7 @@ def facts(total, kinds=3):
 @pytest.mark.parametrize(
     "form", [{}, {"symmetric": False}, {"intra_view": True}], ids=["symmetric", "one direction", "NT-Xent"]
 )
-def test_the_gradient_of_encoder_and_temperature(lengths, form):
+def test_row20_the_gradient_of_encoder_and_temperature_is_that_of_one_process(lengths, form):
     equals_one_process(KPairLoss(Cosine(0.3, learnable=True), **form), lengths)
 
 

@@ -4,10 +4,12 @@ import contextlib
 import copy
 import gc
 import io
+import math
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,47 @@ def test_row21_a_parameter_that_the_loss_does_not_use(tmp_path):
         assert "the loss of step 0 does not depend on encoder.forgotten" in message
     run_ranks(train, 2, tmp_path / "b", RECIPE, noise, {"epochs": 1}, frozen)
     train(0, 1, tmp_path / "c", RECIPE, noise, {"epochs": 1}, unused)
+
+
+def with_a_broken_view(rank, world, out, skip_steps):
+    """The second rank's views are not finite at the fourth step, and of no other rank's."""
+    seen = [0]
+
+    def view(images):
+        seen[0] += 1
+        return images * math.nan if (rank, seen[0]) == (1, 4) else noise(images)
+
+    options = {"epochs": 2, "batch_size": 12, "skip_steps": skip_steps, "accelerator": "cpu"}
+    encoder, projector = build(ROW_WISE, seed=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            skipped = fit(
+                encoder, projector, GlobalBatch(KPairLoss(Cosine())), IMAGES, view=view, out=out, **options
+            ).skipped
+        except launch.RefusedByAll as error:
+            skipped = str(error)
+    return (
+        skipped,
+        encoder.state_dict(),
+        [str(warning.message) for warning in said if "skipped" in str(warning.message)],
+    )
+
+
+@pytest.mark.slow
+def test_row09_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(tmp_path):
+    (skipped, weights, said), (other, others, silent) = run_ranks(with_a_broken_view, 2, tmp_path, 1)
+    assert skipped == other == 1
+    assert all(
+        torch.equal(a, b) and bool(torch.isfinite(a).all())
+        for a, b in zip(weights.values(), others.values(), strict=True)
+    )
+    assert [message.split(":")[0] for message in said] == ["step 3 is skipped"]
+    assert silent == []
+    views = [load_file(tmp_path / f"failed-step-3-rank-{rank}.safetensors")["views"] for rank in (0, 1)]
+    assert [bool(torch.isfinite(batch).all()) for batch in views] == [True, False]
+    for stopped, _, _ in run_ranks(with_a_broken_view, 2, tmp_path, 0):
+        assert stopped.startswith("training stopped at step 3 (epoch 0): the encoder's output is not finite")
 
 
 @pytest.mark.slow

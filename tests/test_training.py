@@ -237,7 +237,17 @@ def test_training_that_is_not_finite_stops_and_saves_the_batch(tmp_path):
 
     encoder, projector = build(RECIPE, seed=0)
     with pytest.raises(InputError, match=r"training stopped at step \d+ \(epoch 0\)") as caught:
-        fit(encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=tmp_path, epochs=3, batch_size=8)
+        fit(
+            encoder,
+            projector,
+            KPairLoss(Cosine()),
+            IMAGES,
+            view=view,
+            out=tmp_path,
+            epochs=3,
+            batch_size=8,
+            skip_steps=0,
+        )
     (saved,) = tmp_path.glob("failed-step-*.safetensors")
     assert str(saved) in str(caught.value)
     batch = load_file(saved)
@@ -253,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
 
     encoder, projector = build(RECIPE, seed=0)
     with pytest.raises(InputError, match=r"step 0 .*the loss is (nan|-?inf)"):
-        fit(encoder, projector, Broken(), IMAGES, view=noise, out=tmp_path, epochs=1, batch_size=8)
+        fit(encoder, projector, Broken(), IMAGES, view=noise, out=tmp_path, epochs=1, batch_size=8, skip_steps=0)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if launch.of_another_rank(error):
             print(f"kpair: {_who(error)}stopped, for another rank has gone", file=sys.stderr)
             return 1
-        if (what := _of_the_machine(error)) is None:
+        if (what := _of_the_machine(error, words[0])) is None:
             if launch.launched():
                 print(f"kpair: {_who(error)}failed, as follows", file=sys.stderr)
             raise
@@ -78,19 +78,25 @@ def _who(error: BaseException) -> str:
 
 _GOES_ON = "what was under way goes on with --resume auto"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# As torch says it of CUDA, of the CPU on Windows, and of the CPU elsewhere.
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_LESS_MEMORY = {
+    "train": "a smaller --batch-size, --chunk, --limit, --image-size or encoder takes less, and --resume auto goes on "
+    "from the last checkpoint",
+    "evaluate": "a smaller --k, --sample or --report-queries takes less; a .npy file is read a part at a time",
+    "mine": "a smaller --k takes less; a .npy file is read a part at a time",
+}
 
 
-def _of_the_machine(error: Exception) -> str | None:
+def _of_the_machine(error: Exception, command: str) -> str | None:
     """What the machine lacks, in one sentence; None for a defect, which keeps its traceback."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{error.filename or 'a file'} cannot be written ({error.strerror})"
     text = str(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if no_memory or any(words in text for words in _NO_MEMORY):
         first = text.strip().splitlines()[0] if text.strip() else "no more to be had"
-        return (
-            f"out of memory ({first}): a smaller --batch-size, --limit, --image-size or encoder takes less, "
-            "and --resume auto goes on from the last checkpoint"
-        )
+        return f"out of memory ({first}): {_LESS_MEMORY.get(command, 'close other programs')}"
     return None
 
 

@@ -105,6 +105,12 @@ def _add_options(parser: ArgumentParser) -> None:
         default=None,
         help="views to encode at a time, for batches beyond the memory; not with batch normalisation",
     )
+    add(
+        "--skip-steps",
+        type=int,
+        default=3,
+        help="steps that may be left out because a number in them is not finite; the next one ends the training",
+    )
     add("--timeout", type=float, default=1800.0, help="under torchrun, seconds that a rank waits for another")
 
 
@@ -115,6 +121,8 @@ def _check(config: dict[str, Any]) -> None:
     for option in ("epochs", "batch_size", "image_size", "checkpoint_every", "chunk"):
         if config[option] is not None and config[option] < 1:
             raise InputError(f"--{option.replace('_', '-')} is {config[option]}, expected at least 1")
+    if config["skip_steps"] < 0:
+        raise InputError(f"--skip-steps is {config['skip_steps']}, expected at least 0")
     if not (math.isfinite(config["lr"]) and config["lr"] > 0):
         raise InputError(f"--lr is {config['lr']}, expected a positive number")
     if not (math.isfinite(config["weight_decay"]) and config["weight_decay"] >= 0):

@@ -136,6 +136,7 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         accelerator=config["accelerator"],
         precision=config["precision"],
         chunk=config["chunk"],
+        skip_steps=config["skip_steps"],
     )
     if not launch.first():
         return
@@ -152,6 +153,11 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         "evaluation_seconds": time.perf_counter() - start,
         "peak_mb": runs.peak_mb(),
     }
+    if result.skipped:
+        measured.notes.append(
+            f"{result.skipped} of {result.steps} steps were skipped, for a number in them was not finite: "
+            "failed-step-*.safetensors has their batches."
+        )
     negatives = hard_negatives(
         setup.data.train,
         nn.Sequential(setup.encoder, setup.projector),
@@ -168,7 +174,7 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         data=setup.data,
         measured=measured,
         hard_negatives=negatives,
-        training={"final_loss": result.final_loss, "steps": result.steps},
+        training={"final_loss": result.final_loss, "steps": result.steps, "skipped_steps": result.skipped},
         cost=cost,
     )
     tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def ended(process, timeout=120):
         process.join()
         raise AssertionError(f"still running after {timeout} s")
     return process.exitcode
+
+
+def with_a_limit(kind, size, function, *arguments):
+    """Calls a function under a limit of the system's (`resource.RLIMIT_...`); of memory, beyond what is taken."""
+    if kind == resource.RLIMIT_AS:
+        size += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(kind, (size, size))
+    return function(*arguments)
 
 
 def _child(function, arguments, output):

@@ -1,11 +1,14 @@
-"""docs/reliability.md: a line for every row, and every test that it names is there."""
+"""docs/reliability.md: a line for every row, with a test of the row's name."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (\d+) \| .* \| `(tests/[\w/]+\.py)::(\w+)` \|$", TEXT, re.M)
 
 
 def functions_of(path):
@@ -14,11 +17,19 @@ def functions_of(path):
     }
 
 
-def test_every_row_has_a_line_and_every_test_is_there():
-    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", TEXT, re.M)
-    assert [int(row) for row, _ in rows][:33] == list(range(1, 34))
+def test_every_row_has_a_line():
+    assert [int(row) for row, _, _ in ROWS] == [row for row in range(1, 34) if row != 17]  # no gallery over ranks yet
+
+
+@pytest.mark.parametrize(("row", "path", "test"), ROWS, ids=[row for row, _, _ in ROWS])
+def test_the_test_of_a_row_has_its_name_and_is_there(row, path, test):
+    assert test.startswith(f"test_row{int(row):02}_")
+    assert test in functions_of(ROOT / path)
+
+
+def test_every_other_test_that_the_page_names_is_there():
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)
-    assert len(named) >= 33
+    assert len(named) > len(ROWS)
     for path, test in named:
         assert test in functions_of(ROOT / path), f"{path}::{test}"
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loops import IMAGES, RECIPE
+from loops import IMAGES, RECIPE, fingerprint
 from safetensors.torch import load_file
 from test_rows_a_inputs import holds
 from torch import nn
 
 from contrastive import Bilinear, Cosine, InnerProduct, KPairLoss, evaluate_retrieval, infonce_bound, kpair_loss
+from contrastive.checkpoints import load_checkpoint, newest_checkpoint
 from contrastive.data import ImageData, ImageSplit
 from contrastive.encoders import build
 from contrastive.errors import InputError
 from contrastive.evaluation import Model, evaluate_model
-from contrastive.training import fit
+from contrastive.training import fit, read_history
 from miners import hcl, topk
 
 SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 6), st.integers(0, 2**31))
@@ -62,21 +63,102 @@ def test_row09_large_scores_low_temperatures_and_half_precision_are_near_float64
     holds("autocast_keeps_the_digits_of_the_sum", "criterion")
 
 
+class Sometimes:
+    """Views, a criterion or a gradient that are broken at some steps; how, and at which."""
+
+    def __init__(self, what, value, *broken):
+        self.what, self.value, self.broken, self.step = what, value, broken, -1
+
+    def view(self, images):
+        self.step += 1
+        images = images + 0.2 * torch.randn_like(images)
+        return images * self.value if self.what == "projections" and self.step in self.broken else images
+
+    def criterion(self, x, y):
+        loss = KPairLoss(Cosine())(x, y)
+        if self.step in self.broken and self.what == "loss":
+            loss = loss * self.value
+        if self.step in self.broken and self.what == "gradient":
+            loss.register_hook(lambda gradient: gradient * self.value)
+        return loss
+
+
+class Criterion(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.scale = function, nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x, y):
+        return self.scale * self.function(x, y)
+
+
+def train(out, sometimes, **options):
+    """18 steps; the encoder, what `fit` returned, and the criterion."""
+    encoder, projector = build(RECIPE, seed=0)
+    criterion = Criterion(sometimes.criterion)
+    options = {"epochs": 3, "batch_size": 8, "seed": 2} | options
+    result = fit(encoder, projector, criterion, IMAGES, view=sometimes.view, out=out, **options)
+    return nn.ModuleList([encoder, projector, criterion]), result
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_row09_a_training_that_diverges_stops_at_once_and_saves_its_batch(tmp_path, value):
-    """No step is skipped in silence: the first one that is not finite ends the run, its batch can be looked at."""
-    steps = 0
+@pytest.mark.parametrize("what", ["projections", "loss", "gradient"])
+def test_row09_a_step_that_is_not_finite_is_skipped_and_counted_and_its_batch_saved(tmp_path, what, value):
+    with pytest.warns(
+        UserWarning, match=r"step \d+ is skipped: .* not finite|step \d+ is skipped: the loss is (nan|inf)"
+    ) as said:
+        model, result = train(tmp_path, Sometimes(what, value, 2, 11))
+    assert [str(w.message).split(" is skipped")[0] for w in said] == ["step 2", "step 11"]
+    assert (result.skipped, result.steps) == (2, 18)
+    assert all(bool(torch.isfinite(part).all()) for part in model.state_dict().values())
+    for step in (2, 11):
+        assert load_file(tmp_path / f"failed-step-{step}.safetensors")["ids"].shape == (8,)
+    written = {int(row["step"]) for row in read_history(tmp_path)}
+    assert written == {*range(18)} - ({2, 11} if what != "gradient" else set())
 
-    def view(images):
-        nonlocal steps
-        steps += 1
-        return images * (value if steps == 3 else 1.0)
 
-    encoder, projector = build(RECIPE)
-    with pytest.raises(InputError, match=r"training stopped at step 2 .*batch is saved in .*failed-step-2"):
-        fit(encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=tmp_path, epochs=1, batch_size=8)
-    assert load_file(tmp_path / "failed-step-2.safetensors")["ids"].shape == (8,)
-    assert all(bool(torch.isfinite(p).all()) for p in encoder.parameters())
+@pytest.mark.parametrize("what", ["projections", "loss", "gradient"])
+def test_row09_a_skipped_step_leaves_everything_as_it_was(tmp_path, what):
+    """Weights, moments and running statistics are those of a training that saw the steps before alone."""
+    with pytest.warns(UserWarning, match="step 5 is skipped"):
+        train(tmp_path / "broken", Sometimes(what, math.nan, 5), checkpoint_every=1, epochs=1)
+    before, after = (load_checkpoint(tmp_path / "broken" / "checkpoints" / f"step-{n:08d}.ckpt") for n in (5, 6))
+    assert after["global_step"] == before["global_step"] + 1
+    if what != "projections":  # the batch itself was sound, and its statistics are forgotten all the same
+        assert any("running_mean" in key for key in before["state_dict"])
+    assert fingerprint(after["state_dict"]) == fingerprint(before["state_dict"])
+    assert fingerprint(after["optimizer_states"][0]["state"]) == fingerprint(before["optimizer_states"][0]["state"])
+
+
+def test_row09_a_training_that_diverges_ends_after_some_skipped_steps_and_saves_its_batch(tmp_path):
+    with (
+        pytest.warns(UserWarning, match="is skipped"),
+        pytest.raises(
+            InputError, match=r"stopped at step 9 .*the loss is nan, after 2 skipped.*saved in .*failed-step-9"
+        ),
+    ):
+        train(tmp_path, Sometimes("loss", math.nan, 4, 7, 9), skip_steps=2)
+    with pytest.raises(InputError, match=r"stopped at step 4 .*the loss is nan; the batch"):
+        train(tmp_path / "none", Sometimes("loss", math.nan, 4), skip_steps=0)
+
+
+def test_row09_a_resumed_training_counts_on_and_ends_bit_for_bit(tmp_path):
+    def stops_at(step):
+        def each_step(at):
+            if at == step:
+                raise KeyError(step)
+
+        return each_step
+
+    with pytest.warns(UserWarning, match="is skipped"):
+        whole, result = train(tmp_path / "whole", Sometimes("loss", math.nan, 4, 13))
+    with pytest.warns(UserWarning, match="is skipped"), pytest.raises(KeyError):
+        train(tmp_path / "broken", Sometimes("loss", math.nan, 4), checkpoint_every=3, each_step=stops_at(10))
+    newest = newest_checkpoint(tmp_path / "broken" / "checkpoints")
+    with pytest.warns(UserWarning, match="step 13 is skipped"):
+        resumed, again = train(tmp_path / "broken", Sometimes("loss", math.nan, 13 - 9), resume_from=newest)
+    assert again.skipped == result.skipped == 2
+    assert fingerprint(resumed.state_dict()) == fingerprint(whole.state_dict())
 
 
 # --- 10: collapse ---------------------------------------------------------------------------------------------------

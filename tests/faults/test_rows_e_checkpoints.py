@@ -253,11 +253,6 @@ def test_row26_a_read_only_disk_leaves_the_checkpoint_before(small_disk):
     assert files(small_disk) == ["step-1.ckpt"]
 
 
-def _with_a_limit(size, function, *arguments):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    return function(*arguments)
-
-
 def _save_too_much(folder):
     try:
         save_checkpoint(folder / "step-2.ckpt", content(2) | {"more": torch.zeros(50_000)})
@@ -268,7 +263,7 @@ def _save_too_much(folder):
 
 def test_row26_a_limit_of_file_sizes_leaves_the_checkpoint_before(tmp_path):
     save_checkpoint(tmp_path / "step-1.ckpt", content(1))
-    assert children.run(_with_a_limit, 100_000, _save_too_much, tmp_path) == 0
+    assert children.run(children.with_a_limit, resource.RLIMIT_FSIZE, 100_000, _save_too_much, tmp_path) == 0
     assert files(tmp_path) == ["step-1.ckpt"]
     assert load_checkpoint(newest_checkpoint(tmp_path))["step"] == 1
 
@@ -276,7 +271,7 @@ def test_row26_a_limit_of_file_sizes_leaves_the_checkpoint_before(tmp_path):
 def test_row26_the_command_says_it_in_a_sentence_and_exits_with_2(tmp_path):
     words = [*SMALL, "--epochs", "2", "--out", str(tmp_path / "run")]
     shown = tmp_path / "shown"
-    assert children.run(_with_a_limit, 20_000, main, words, output=shown) == 2
+    assert children.run(children.with_a_limit, resource.RLIMIT_FSIZE, 20_000, main, words, output=shown) == 2
     last = shown.read_text().splitlines()[-1]
     assert last.startswith("kpair: error: ")
     assert "File too large" in last

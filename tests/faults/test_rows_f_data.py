@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import struct
@@ -13,18 +14,22 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 import torch
 from loops import fit_loop
 from PIL import Image
 
+from contrastive import report
 from contrastive.archives import unpack
 from contrastive.assessment import Assessment
 from contrastive.cli import main
 from contrastive.data import cifar10, folder
 from contrastive.errors import InputError
 from contrastive.gallery_page import Items, metrics_of_page, write_gallery_page
+
+TRAIN = ["train", "--data", "digits", "--epochs", "1"]
 
 
 def noise(path, mode="RGB", seed=0):
@@ -227,7 +232,48 @@ def test_row33_hostile_names_are_text_and_the_page_needs_no_network(tmp_path):
     assert not re.search(r"url\(\s*['\"]?(https?:|//)", text)
 
 
-# --- the same seed twice -------------------------------------------------------------------------
+# --- too little memory ----------------------------------------------------------------------------------------------
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no telling how much memory is taken")
+
+
+@needs_proc
+def test_out_of_memory_gives_advice_and_no_report(tmp_path):
+    x, labels, page, figures = (tmp_path / name for name in ("x.npy", "labels.npy", "page.html", "figures.json"))
+    np.save(x, np.ones((100_000, 256), np.float32))
+    np.save(labels, np.arange(100_000) % 10)
+    train = [*TRAIN, "--batch-size", "1024", "--encoder.widths", "[2048, 8]", "--out", tmp_path / "run"]
+    evaluate = ["evaluate", x, "--labels", labels, "--backend", "torch", "--report", page, "--json", figures]
+    for words, room, advice in ((train, 400 << 20, "a smaller --batch-size"), (evaluate, 130 << 20, "a smaller --k")):
+        shown, words = tmp_path / "shown", [str(word) for word in words]
+        assert children.run(children.with_a_limit, resource.RLIMIT_AS, room, main, words, output=shown) == 2
+        last = shown.read_text().splitlines()[-1]
+        assert last.startswith("kpair: error: out of memory (")
+        assert advice in last
+        assert "Traceback" not in shown.read_text()
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock", "config.yaml", "metrics.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "labels.npy", "run", "shown"}
+
+
+def test_out_of_memory_in_the_report_leaves_none(tmp_path, monkeypatch, capsys):
+    """After the training, when half of the folder is written."""
+    words = [*TRAIN, "--limit", "64", "--batch-size", "16", "--encoder.widths", "[4, 8]", "--out", str(tmp_path)]
+    write = report.write_bytes
+
+    def no_page(path, content):
+        if path.suffix == ".html":
+            raise MemoryError
+        write(path, content)
+
+    monkeypatch.setattr(report, "write_bytes", no_page)
+    assert main(words) == 2
+    assert "out of memory (no more to be had): a smaller --batch-size" in capsys.readouterr().err
+    found = {path.name for path in tmp_path.iterdir()}
+    assert "figures" in found
+    assert not found & {"metrics.json", "report.html"}
+
+
+# --- the same seed twice --------------------------------------------------------------------------------------------
 
 
 def test_one_seed_is_one_result_also_where_torch_is_told_to_be_deterministic(tmp_path):
