@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import lines, series
 from benchmarks.systems import __main__ as everything
-from benchmarks.systems import data, report, runs, swap, training
+from benchmarks.systems import data, pixels, report, results_page, runs, swap, training
 from benchmarks.systems.training import Budget
 
 NEEDED = {
@@ -155,3 +155,29 @@ def test_the_page_of_the_documentation_has_the_table_of_blocks():
     shown = [line for line in shown if line.count("|") == printed[0].count("|")]
     assert len(shown) >= 7
     assert set(shown) <= set(printed)
+
+
+def test_the_page_of_results_is_made_of_the_lines():
+    made = results_page.page(series.recorded(runs.RESULTS))
+    assert results_page.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.systems.results_page"
+
+
+@pytest.mark.parametrize(("values", "told"), [([8.5, 9.0], "met"), ([7.0, 8.0], "NOT met"), ([8.0], "met (one seed)")])
+def test_a_goal_is_held_against_the_mean(values, told):
+    assert results_page.verdict(runs.EIGHT_POINTS, values) == told
+
+
+def test_goals_leave_out_other_negatives_and_critics():
+    line = {"experiment": "simclr", "status": "ok", "seed": 0, "random": {"linear": 0.4}, "trained": {"linear": 0.5}}
+    config = {"preset": "quick", "judged_on": "test", "arm": "", "miner": "none", "critic": "own"}
+    rows = [line | {"config": config}, line | {"config": config | {"miner": "hcl 1"}}]
+    assert ["simclr", runs.EIGHT_POINTS.text, "10", "10", "met (one seed)"] in results_page.goals(rows)
+    assert len(results_page.goals(rows)) == len([system for system in SYSTEMS.values() if system.goal]) + 1
+
+
+def test_pixels_are_probed_untrained(tmp_path, capsys):
+    pixels.main(["--preset", "smoke", "--made-up", "--results", str(tmp_path / "lines.jsonl"), "--quiet"])
+    lines_ = series.recorded(tmp_path / "lines.jsonl")
+    assert {line["experiment"] for line in lines_} == {"pixels of cifar10", "pixels of mnist"}
+    assert all(line["status"] == "ok" and line["random"] == {} and "linear" in line["trained"] for line in lines_)
+    assert "pixels of mnist" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import Bfloat16, standardised
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import InnerProduct
 from contrastive.bounds import Bound
@@ -137,6 +137,7 @@ SYSTEM = System(
             {"released": {}, "mixture": {"components": 4}},
         ),
     },
+    goal=EIGHT_POINTS,
 )
 
 if __name__ == "__main__":

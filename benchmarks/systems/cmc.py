@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import pooled
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import Cosine
 from contrastive.bounds import Bound
@@ -148,6 +148,7 @@ SYSTEM = System(
             {"bank, binary": {"binary": True}, "bank, softmax": {}},
         ),
     },
+    goal=EIGHT_POINTS,
 )
 
 if __name__ == "__main__":

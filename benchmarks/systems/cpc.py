@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import standardised
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import Bilinear
 from contrastive.pairings import in_batch
@@ -112,6 +112,7 @@ SYSTEM = System(
         ),
     },
     dataset="mnist",
+    goal=Goal("linear probe of the context at least 85 %", lambda row: 100 * row["trained"]["linear"], least=85.0),
 )
 
 if __name__ == "__main__":

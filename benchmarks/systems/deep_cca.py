@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
 from benchmarks.systems.training import Budget, Figures, Learner, encoded, probed
 from contrastive.correlation import linear_cca, total_correlation
 from contrastive.data import ImageSplit
@@ -129,6 +129,7 @@ SYSTEM = System(
     dataset="mnist",
     seconds=0.1,
     swaps=(),
+    goal=Goal("sum of 50 correlations at least 36", lambda row: row["trained"]["total correlation"], least=36.0),
 )
 
 if __name__ == "__main__":

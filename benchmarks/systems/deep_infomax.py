@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import Bfloat16, standardised, strided
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import InnerProduct
 from contrastive.bounds import Bound
@@ -127,6 +127,7 @@ SYSTEM = System(
             {"local, JSD": {"objective": "jsd"}, "local, NCE": {"units": 1024}, "local, DV": {"objective": "dv"}},
         ),
     },
+    goal=EIGHT_POINTS,
 )
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
 from benchmarks.systems.encoders import Bfloat16, standardised, strided
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
 from benchmarks.systems.training import Budget, Figures, Learner, encoded, probed
 from contrastive.assignments import discrete_information
 from contrastive.bounds import Bound
@@ -170,6 +170,7 @@ SYSTEM = System(
     dataset="mnist",
     seconds=0.2,
     swaps=(),
+    goal=Goal("linear probe at least 95 %", lambda row: 100 * row["trained"]["linear"], least=95.0),
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
 from benchmarks.systems.encoders import Bfloat16
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
 from benchmarks.systems.training import Budget, Figures, Learner, encoded, probed
 from contrastive import search
 from contrastive.adversarial import virtual_adversarial_loss
@@ -127,6 +127,7 @@ SYSTEM = System(
     dataset="mnist",
     seconds=0.1,
     swaps=(),
+    goal=Goal("clusters match at least 75 % of the labels", lambda row: 100 * row["trained"]["clusters"], least=75.0),
 )
 
 if __name__ == "__main__":

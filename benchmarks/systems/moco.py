@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import pooled, standardised
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import Cosine
 from contrastive.encoders import MLP
@@ -109,6 +109,7 @@ SYSTEM = System(
             {"widths": None, "temperature": 0.07, "out": 128, "size": 65_536, "decay": 0.999, "bfloat16": False},
         ),
     },
+    goal=EIGHT_POINTS,
 )
 
 if __name__ == "__main__":

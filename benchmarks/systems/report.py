@@ -13,7 +13,7 @@ from benchmarks.curves import Panel, figure
 if TYPE_CHECKING:
     from benchmarks.systems.runs import System
 
-__all__ = ["blocks", "table", "text", "write"]
+__all__ = ["as_published", "blocks", "name_of", "table", "text", "write"]
 
 Row = dict[str, Any]
 KEYS = ("arm", "miner", "critic")
@@ -26,7 +26,7 @@ def text(rows: Sequence[Row]) -> str:
         rows: lines of any systems.
     """
     parts = [lines.markdown(table(rows))]
-    parts += [f"failed: {_name(row)}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "ok"]
+    parts += [f"failed: {name_of(row)}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "ok"]
     return "\n\n".join(parts)
 
 
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[_name(row)].append(row)
+        groups[name_of(row)].append(row)
     made = [["system", "seeds", "figure: untrained -> trained", "nats, test", "steps", "CPU seconds a run"]]
     for name, members in groups.items():
         good = [row for row in members if row["status"] == "ok"]
@@ -72,7 +72,21 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return made
 
 
-def _name(row: Row) -> str:
+def as_published(row: Row) -> bool:
+    """Whether the system has its own negatives and critic.
+
+    Arguments:
+        row: line of a run.
+    """
+    return (row["config"].get("miner"), row["config"].get("critic")) == ("none", "own")
+
+
+def name_of(row: Row) -> str:
+    """The system, and what is not as usual with it.
+
+    Arguments:
+        row: line of a run.
+    """
     config = row["config"]
     told = [str(config[key]) for key in KEYS if config.get(key) not in (None, "", "none", "own")]
     preset = [] if config["preset"] == "quick" else [config["preset"]]
@@ -95,9 +109,9 @@ def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    scale = 100 if all(0 <= value <= 1 for value in known) else 1
-    spread = f" ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{scale * statistics.fmean(known):.1f}{spread}"
+    scale, digits = (100, 1) if all(0 <= value <= 1 for value in known) else (1, 2)
+    spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{scale * statistics.fmean(known):.{digits}f}{spread}"
 
 
 def _nats(rows: Sequence[Row]) -> str:
@@ -128,7 +142,7 @@ def write(systems: Sequence["System"], rows: Sequence[Row], folder: Path, *, pre
             parts.append(pages.image(drawn, folder / f"{system.name}.png", f"{system.title}: curves by iteration"))
         for row in own:
             if row["status"] != "ok":
-                told = f"failed: {_name(row)}, seed {row['seed']}: {row['error']}"
+                told = f"failed: {name_of(row)}, seed {row['seed']}: {row['error']}"
                 parts.append(f"<p class=bad>{html.escape(told)}</p>")
     note = (
         f"Preset {preset}. Percentages are of test images; untrained encoders have the batch norms of training images. "

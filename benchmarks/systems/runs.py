@@ -1,6 +1,7 @@
 """What a file of this folder declares, its command line, and the runs that follow from both."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,15 +23,18 @@ from miners import hcl, semihard, topk
 
 __all__ = [
     "CRITICS",
+    "EIGHT_POINTS",
     "MINERS",
     "SEEDS",
     "Blocks",
+    "Goal",
     "Plan",
     "System",
     "main",
     "parser",
     "perform",
     "planned",
+    "points_gained",
     "results_of",
     "wanted",
 ]
@@ -92,6 +96,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What the quick preset should reach, on average over seeds.
+
+    Arguments:
+        text: in words.
+        figure: of a line.
+        least: not below.
+        most: not above.
+    """
+
+    text: str
+    figure: Callable[[dict[str, Any]], float]
+    least: float = -math.inf
+    most: float = math.inf
+
+
+def points_gained(row: dict[str, Any]) -> float:
+    """By how many points the linear probe is above that of the untrained encoder.
+
+    Arguments:
+        row: line of a run.
+    """
+    return 100 * float(row["trained"]["linear"] - row["random"]["linear"])
+
+
+EIGHT_POINTS = Goal("linear probe at least 8 points above the untrained encoder", points_gained, least=8.0)
+
+
+@dataclass(frozen=True)
 class System:
     """One file of this folder.
 
@@ -107,6 +140,7 @@ class System:
         seconds: about how many a step takes, for the time left.
         work: everything at once, for a system that is not trained on batches of images; None for `training.run`.
         swaps: which of ``miner`` and ``critic`` it has; `build` takes no others.
+        goal: what it should reach; None where there is no number to hold it against.
     """
 
     name: str
@@ -119,6 +153,7 @@ class System:
     seconds: float = 0.3
     work: Callable[[Config, int, Tick], dict[str, Any]] | None = None
     swaps: tuple[str, ...] = ("miner", "critic")
+    goal: Goal | None = None
 
 
 def planned(system: System, options: argparse.Namespace) -> list[Config]:

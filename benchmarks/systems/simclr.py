@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.systems.encoders import pooled, standardised
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import Cosine
 from contrastive.bounds import Bound
@@ -96,6 +96,7 @@ SYSTEM = System(
             {"widths": None, "temperature": 0.5, "out": 128, "bfloat16": False},
         ),
     },
+    goal=EIGHT_POINTS,
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
-from benchmarks.systems.runs import Blocks, Plan, System, main
+from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
 from benchmarks.systems.training import Budget, Figures, Learner
 from contrastive import InnerProduct, NegativeSquaredDistance, pairwise_loss
 from contrastive.data import ImageSplit
@@ -189,6 +189,9 @@ SYSTEM = System(
     },
     dataset="mnist",
     select=unseen_digits,
+    goal=Goal(
+        "alignment error at most 0.1, on digits not seen", lambda row: row["trained"]["alignment_error"], most=0.1
+    ),
 )
 
 if __name__ == "__main__":

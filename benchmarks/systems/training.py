@@ -109,7 +109,7 @@ def run(
     seed: int,
     tick: Callable[[float], None],
 ) -> Figures:
-    """Trains once; measures before, on held-out images on the way, and at the end.
+    """Trains once; measures before, on held-out images on the way, and at the end. Of no steps: at the end.
 
     Arguments:
         learner: built with weights of this seed.
@@ -120,10 +120,12 @@ def run(
         tick: is told the share that is done.
     """
     measure = learner.measure or partial(probed, learner)
-    calibrate(learner, images.train.images)
-    before = measure(images, judged_on)
-    learner.prepare(images.train.images)
-    curves = fit(learner, images, budget, seed, tick)
+    before, curves = {}, {}
+    if budget.steps:
+        calibrate(learner, images.train.images)
+        before = measure(images, judged_on)
+        learner.prepare(images.train.images)
+        curves = fit(learner, images, budget, seed, tick)
     after = measure(images, judged_on)
     return {
         "iterations": budget.steps,

@@ -1,0 +1,113 @@
+"""Writes docs/systems-results.md from the lines of results.jsonl: goals, figures, the swap.
+
+    python -m benchmarks.systems.results_page
+
+Nothing on the page is typed in but the goals; a test compares the page with what this makes of the lines.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import lines, series
+from benchmarks.systems import pixels, report, swap
+from benchmarks.systems.__main__ import SYSTEMS
+from benchmarks.systems.runs import RESULTS, Goal
+from contrastive.files import write_text
+
+__all__ = ["PAGE", "page"]
+
+Row = dict[str, Any]
+PAGE = Path(__file__).parents[2] / "docs" / "systems-results.md"
+INTRODUCTION = """# What the systems reach
+
+*Written by `python -m benchmarks.systems.results_page` from the lines of
+[results.jsonl](../benchmarks/systems/results.jsonl); do not edit.* The preset `quick`: small encoders, minutes of one
+thread, 10,000 to 20,000 training images (CIFAR-10, MNIST; MINE: correlated Gaussians). Probes are fitted on training
+images; test images were looked at by these runs alone. What the systems are, and every deviation:
+[systems](systems.md).
+"""
+COMMANDS = """    python -m benchmarks.systems --preset quick --data-root DATA
+    python -m benchmarks.systems.pixels --preset quick --data-root DATA
+    python -m benchmarks.systems.swap --preset quick --data-root DATA
+"""
+SWAP = """How much of the success is the negatives, and how much the critic? Four systems, their own negatives, HCL and
+the 16 hardest, each with their own critic and with a plain inner product: 24 cells of 100 steps on 10,000 images.
+Linear probe in percent, with the difference from the system's own cell, paired by seed, its 95 % t-interval, and the
+number of seeds."""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page.
+
+    Arguments:
+        rows: all lines.
+    """
+    rows = [row for row in rows if row["config"]["preset"] == "quick" and row["config"]["judged_on"] == "test"]
+    of_systems = [row for row in rows if row["experiment"] in SYSTEMS]
+    of_pixels = [row for row in rows if row["experiment"] in {system.name for system in pixels.SYSTEMS}]
+    of_swap = [row for row in rows if row["experiment"] in {system.name for system in swap.SYSTEMS}]
+    order = list(SYSTEMS)
+    of_systems.sort(key=lambda row: (order.index(row["experiment"]), row["config"]["arm"], row["seed"]))
+    parts = [
+        INTRODUCTION,
+        COMMANDS,
+        lines.provenance(rows),
+        "## The goals",
+        "Means over seeds; 95 % t-intervals, where there are two.",
+        lines.markdown(goals(of_systems)),
+        "## The figures",
+        "Untrained encoders have the batch norms of training images. ± is the standard deviation over seeds.",
+        report.text([*of_systems, *of_pixels]),
+        "## The swap",
+        SWAP,
+        swap.table(of_swap) if of_swap else "No cell was run yet.",
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def goals(rows: Sequence[Row]) -> list[list[str]]:
+    """Every system with a goal, and whether it is reached.
+
+    Arguments:
+        rows: lines of the systems.
+    """
+    reached: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        goal = SYSTEMS[row["experiment"]].goal
+        if goal is not None and row["status"] == "ok" and report.as_published(row):
+            reached[row["experiment"]][report.name_of(row)].append(goal.figure(row))
+    made = [["system", "goal", "every seed", "mean", "verdict"]]
+    for name, system in SYSTEMS.items():
+        if system.goal is None:
+            continue
+        if name not in reached:
+            made.append([name, system.goal.text, "not run yet", "", ""])
+        for told, values in reached[name].items():
+            spread = f" ± {lines.half_width(values):.3g}" if len(values) > 1 else ""
+            every = ", ".join(f"{value:.3g}" for value in values)
+            mean = f"{statistics.fmean(values):.3g}{spread}"
+            made.append([told, system.goal.text, every, mean, verdict(system.goal, values)])
+    return made
+
+
+def verdict(goal: Goal, values: Sequence[float]) -> str:
+    """Whether the mean reaches the goal.
+
+    Arguments:
+        goal: of the system.
+        values: one a seed.
+    """
+    met = goal.least <= statistics.fmean(values) <= goal.most
+    return ("met" if met else "NOT met") + (" (one seed)" if len(values) == 1 else "")
+
+
+def main() -> None:
+    write_text(PAGE, page(series.recorded(RESULTS)))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
