@@ -81,7 +81,7 @@ def _curves(panel: Panel, rows: Sequence[Row]) -> dict[str, list[tuple[list[floa
     for row in rows:
         if holds(row["config"], panel.where) and panel.y in row.get("curves", {}):
             told = [str(row["config"].get(key)) for key in panel.by]
-            name = ", ".join(part for part in told if part not in ("none", "None"))
+            name = ", ".join(part for part in told if part not in ("", "none", "None", "own"))
             found[name].append((row["curves"]["iteration"], np.array(row["curves"][panel.y], dtype=float)))
     return found
 

@@ -164,15 +164,28 @@ def test_the_page_of_results_is_made_of_the_lines():
 
 @pytest.mark.parametrize(("values", "told"), [([8.5, 9.0], "met"), ([7.0, 8.0], "NOT met"), ([8.0], "met (one seed)")])
 def test_a_goal_is_held_against_the_mean(values, told):
-    assert results_page.verdict(runs.EIGHT_POINTS, values) == told
+    assert report.verdict(runs.EIGHT_POINTS, values) == told
 
 
 def test_goals_leave_out_other_negatives_and_critics():
     line = {"experiment": "simclr", "status": "ok", "seed": 0, "random": {"linear": 0.4}, "trained": {"linear": 0.5}}
     config = {"preset": "quick", "judged_on": "test", "arm": "", "miner": "none", "critic": "own"}
     rows = [line | {"config": config}, line | {"config": config | {"miner": "hcl 1"}}]
-    assert ["simclr", runs.EIGHT_POINTS.text, "10", "10", "met (one seed)"] in results_page.goals(rows)
-    assert len(results_page.goals(rows)) == len([system for system in SYSTEMS.values() if system.goal]) + 1
+    assert ["simclr", runs.EIGHT_POINTS.text, "10", "10", "met (one seed)"] in report.goals(
+        list(SYSTEMS.values()), rows
+    )
+    assert (
+        len(report.goals(list(SYSTEMS.values()), rows))
+        == len([system for system in SYSTEMS.values() if system.goal]) + 1
+    )
+
+
+def test_nats_of_the_table_are_of_the_runs_that_have_them():
+    line = {"experiment": "simclr", "status": "ok", "iterations": 1, "cpu_seconds": 1.0, "random": {}, "trained": {}}
+    config = {"preset": "quick", "judged_on": "test", "arm": "", "miner": "none", "critic": "own"}
+    without = line | {"config": config, "seed": 0, "test_bound": None, "bound_status": "no number in nats"}
+    bounded = line | {"config": config, "seed": 1, "test_bound": 1.5, "bound_cap": 4.0}
+    assert report.table([without, bounded])[1] == ["simclr", "0, 1", "", "1.50, at most 4.00", "1", "1"]
 
 
 def test_pixels_are_probed_untrained(tmp_path, capsys):

@@ -11,9 +11,9 @@ from benchmarks import lines, pages
 from benchmarks.curves import Panel, figure
 
 if TYPE_CHECKING:
-    from benchmarks.systems.runs import System
+    from benchmarks.systems.runs import Goal, System
 
-__all__ = ["as_published", "blocks", "name_of", "table", "text", "write"]
+__all__ = ["blocks", "goals", "table", "text", "verdict", "write"]
 
 Row = dict[str, Any]
 KEYS = ("arm", "miner", "critic")
@@ -26,7 +26,7 @@ def text(rows: Sequence[Row]) -> str:
         rows: lines of any systems.
     """
     parts = [lines.markdown(table(rows))]
-    parts += [f"failed: {name_of(row)}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "ok"]
+    parts += [f"failed: {_name(row)}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "ok"]
     return "\n\n".join(parts)
 
 
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[name_of(row)].append(row)
+        groups[_name(row)].append(row)
     made = [["system", "seeds", "figure: untrained -> trained", "nats, test", "steps", "CPU seconds a run"]]
     for name, members in groups.items():
         good = [row for row in members if row["status"] == "ok"]
@@ -72,21 +72,51 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return made
 
 
-def as_published(row: Row) -> bool:
-    """Whether the system has its own negatives and critic.
+def goals(systems: Sequence["System"], rows: Sequence[Row]) -> list[list[str]]:
+    """Every system with a goal, and whether it is reached.
 
     Arguments:
-        row: line of a run.
+        systems: of this folder.
+        rows: lines of any systems; those with other negatives or another critic do not count.
     """
+    goal_of = {system.name: system.goal for system in systems}
+    reached: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        goal = goal_of.get(row["experiment"])
+        if goal is not None and row["status"] == "ok" and _as_published(row):
+            reached[row["experiment"]][_name(row)].append(goal.figure(row))
+    made = [["system", "goal", "every seed", "mean", "verdict"]]
+    for name, goal in goal_of.items():
+        if goal is None:
+            continue
+        if name not in reached:
+            made.append([name, goal.text, "not run yet", "", ""])
+        for told, values in reached[name].items():
+            spread = f" ± {lines.half_width(values):.3g}" if len(values) > 1 else ""
+            every = ", ".join(f"{value:.3g}" for value in values)
+            mean = f"{statistics.fmean(values):.3g}{spread}"
+            made.append([told, goal.text, every, mean, verdict(goal, values)])
+    return made
+
+
+def verdict(goal: "Goal", values: Sequence[float]) -> str:
+    """Whether the mean reaches the goal.
+
+    Arguments:
+        goal: of the system.
+        values: one a seed.
+    """
+    met = goal.least <= statistics.fmean(values) <= goal.most
+    return ("met" if met else "NOT met") + (" (one seed)" if len(values) == 1 else "")
+
+
+def _as_published(row: Row) -> bool:
+    """Whether the system has its own negatives and critic."""
     return (row["config"].get("miner"), row["config"].get("critic")) == ("none", "own")
 
 
-def name_of(row: Row) -> str:
-    """The system, and what is not as usual with it.
-
-    Arguments:
-        row: line of a run.
-    """
+def _name(row: Row) -> str:
+    """The system, and what is not as usual with it."""
     config = row["config"]
     told = [str(config[key]) for key in KEYS if config.get(key) not in (None, "", "none", "own")]
     preset = [] if config["preset"] == "quick" else [config["preset"]]
@@ -115,9 +145,9 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def _nats(rows: Sequence[Row]) -> str:
-    values = [row["test_bound"] for row in rows if row.get("test_bound") is not None]
-    if values:
-        return f"{statistics.fmean(values):.2f}, at most {rows[0]['bound_cap']:.2f}"
+    known = [row for row in rows if row.get("test_bound") is not None]
+    if known:
+        return f"{statistics.fmean(row['test_bound'] for row in known):.2f}, at most {known[0]['bound_cap']:.2f}"
     return rows[0].get("bound_status", "") if rows else ""
 
 
@@ -131,7 +161,10 @@ def write(systems: Sequence["System"], rows: Sequence[Row], folder: Path, *, pre
         preset: named in the note.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = ["<h2>In what they differ</h2>", pages.table(blocks(systems)), "<h2>Figures</h2>", pages.table(table(rows))]
+    parts = ["<h2>In what they differ</h2>", pages.table(blocks(systems))]
+    if preset == "quick":
+        parts += ["<h2>Goals</h2>", pages.table(goals(systems, rows))]
+    parts += ["<h2>Figures</h2>", pages.table(table(rows))]
     for system in systems:
         own = [row for row in rows if row["experiment"] == system.name]
         if not own:
@@ -142,7 +175,7 @@ def write(systems: Sequence["System"], rows: Sequence[Row], folder: Path, *, pre
             parts.append(pages.image(drawn, folder / f"{system.name}.png", f"{system.title}: curves by iteration"))
         for row in own:
             if row["status"] != "ok":
-                told = f"failed: {name_of(row)}, seed {row['seed']}: {row['error']}"
+                told = f"failed: {_name(row)}, seed {row['seed']}: {row['error']}"
                 parts.append(f"<p class=bad>{html.escape(told)}</p>")
     note = (
         f"Preset {preset}. Percentages are of test images; untrained encoders have the batch norms of training images. "

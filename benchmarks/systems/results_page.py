@@ -5,8 +5,6 @@
 Nothing on the page is typed in but the goals; a test compares the page with what this makes of the lines.
 """
 
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from benchmarks import lines, series
 from benchmarks.systems import pixels, report, swap
 from benchmarks.systems.__main__ import SYSTEMS
-from benchmarks.systems.runs import RESULTS, Goal
+from benchmarks.systems.runs import RESULTS
 from contrastive.files import write_text
 
 __all__ = ["PAGE", "page"]
@@ -57,7 +55,7 @@ def page(rows: Sequence[Row]) -> str:
         lines.provenance(rows),
         "## The goals",
         "Means over seeds; 95 % t-intervals, where there are two.",
-        lines.markdown(goals(of_systems)),
+        lines.markdown(report.goals(list(SYSTEMS.values()), of_systems)),
         "## The figures",
         "Untrained encoders have the batch norms of training images. ± is the standard deviation over seeds.",
         report.text([*of_systems, *of_pixels]),
@@ -66,42 +64,6 @@ def page(rows: Sequence[Row]) -> str:
         swap.table(of_swap) if of_swap else "No cell was run yet.",
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def goals(rows: Sequence[Row]) -> list[list[str]]:
-    """Every system with a goal, and whether it is reached.
-
-    Arguments:
-        rows: lines of the systems.
-    """
-    reached: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        goal = SYSTEMS[row["experiment"]].goal
-        if goal is not None and row["status"] == "ok" and report.as_published(row):
-            reached[row["experiment"]][report.name_of(row)].append(goal.figure(row))
-    made = [["system", "goal", "every seed", "mean", "verdict"]]
-    for name, system in SYSTEMS.items():
-        if system.goal is None:
-            continue
-        if name not in reached:
-            made.append([name, system.goal.text, "not run yet", "", ""])
-        for told, values in reached[name].items():
-            spread = f" ± {lines.half_width(values):.3g}" if len(values) > 1 else ""
-            every = ", ".join(f"{value:.3g}" for value in values)
-            mean = f"{statistics.fmean(values):.3g}{spread}"
-            made.append([told, system.goal.text, every, mean, verdict(system.goal, values)])
-    return made
-
-
-def verdict(goal: Goal, values: Sequence[float]) -> str:
-    """Whether the mean reaches the goal.
-
-    Arguments:
-        goal: of the system.
-        values: one a seed.
-    """
-    met = goal.least <= statistics.fmean(values) <= goal.most
-    return ("met" if met else "NOT met") + (" (one seed)" if len(values) == 1 else "")
 
 
 def main() -> None:
