@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive import Cosine, KPairLoss, checkpoints
 from contrastive.batches import EpochBatches, Seeded
 from contrastive.checkpoints import check_state, load_checkpoint, newest_checkpoint, save_checkpoint
+from contrastive.distributed import GlobalBatch
 from contrastive.encoders import Recipe, build
 from contrastive.randomness import random_state, set_random_state
 from miners import Queue, annealed, hcl
@@ -118,7 +119,7 @@ class WithQueue(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.loss, self.queue = KPairLoss(Cosine()), Queue(20, 4)
+        self.loss, self.queue = GlobalBatch(KPairLoss(Cosine())), Queue(20, 4)
 
     def forward(self, x, y):
         loss = self.loss(x, y, negatives=self.queue.keys() if len(self.queue) else None)
@@ -126,10 +127,14 @@ class WithQueue(nn.Module):
         return loss
 
 
-def fit_loop(folder, every=3, die_at=None, die_in_save=None):
+def fit_loop(folder, every=3, die_at=None, die_in_save=None, rank=0, world=1):
     """`contrastive.training.fit`, with a queue and a view that draws from three generators, otherwise as `own_loop`."""
     from contrastive.training import fit
 
+    if world > 1:  # what torchrun sets and Lightning asks for
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "tests"}
+        os.environ |= {f"{prefix}RANK": str(rank) for prefix in ("", "LOCAL_")}
+        os.environ |= {f"{prefix}WORLD_SIZE": str(world) for prefix in ("", "LOCAL_")}
     if die_in_save is not None:
         _kill_while_writing(die_in_save)
     steps = 0
@@ -145,7 +150,7 @@ def fit_loop(folder, every=3, die_at=None, die_in_save=None):
     criterion = WithQueue()
     result = fit(
         encoder, projector, criterion, IMAGES, view=view, out=Path(folder).parent, epochs=4, batch_size=8, seed=5,
-        resume_from=newest_checkpoint(folder), checkpoint_every=every,
+        resume_from=newest_checkpoint(folder), checkpoint_every=every, accelerator="cpu",
     )  # fmt: skip
     return fingerprint(
         [encoder.state_dict(), projector.state_dict(), criterion.state_dict(), result.final_loss, result.steps]

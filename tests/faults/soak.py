@@ -6,6 +6,7 @@ where the fault was damage to it, older than the one before it); rounds that end
 """
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -96,7 +97,7 @@ def _round(what, disk, wanted, draw, tally, mounted):
         "limit of file sizes",
     ]
     kinds += ["full disk"] if mounted else []
-    kinds += ["SIGTERM"] if what == "fit" else []
+    kinds += ["SIGTERM"] if LOOPS[what][0] is fit_loop else []
     story = []
     for _ in range(draw.randint(1, 4)):
         kind = draw.choice(kinds)
@@ -108,12 +109,12 @@ def _round(what, disk, wanted, draw, tally, mounted):
             path.write_bytes(DAMAGE[kind](path.read_bytes(), draw))
             expected = before[-2]
         else:
-            status = _break(what, kind, disk, draw)
+            status, shown = _break(what, kind, disk, draw)
             if status == 0:  # the end came first: nothing is left to break
                 break
             if status not in EXPECTED[kind]:
                 tally.failed += 1
-                print("unexplained", what, kind, status, flush=True)
+                print("unexplained", what, kind, status, shown, flush=True)
             expected = before[-1] if before else 0
         after = _steps(disk)
         if (after[-1] if after else 0) < expected:
@@ -133,7 +134,7 @@ def _round(what, disk, wanted, draw, tally, mounted):
 
 
 def _break(what, kind, disk, draw):
-    """Runs into one fault; the status of the rank that met it first."""
+    """Runs into one fault; the status of the rank that met it first, and the last words of all."""
     step, pieces, victim = draw.randrange(24), draw.randrange(2, 900), draw.randrange(2)
     options = {}
     if kind == "kill":
@@ -156,8 +157,8 @@ def _break(what, kind, disk, draw):
     (disk / "filler").unlink(missing_ok=True)
     remove_scraps(disk / "checkpoints")
     if statuses == [0] * run.world:
-        return 0
-    return next((s for s in statuses if s in EXPECTED[kind]), statuses[0])
+        return 0, ""
+    return next((s for s in statuses if s in EXPECTED[kind]), statuses[0]), run.shown()
 
 
 # Rank 0 or 1 may be the one that dies; the other one notices and ends with an error of its own.
@@ -234,6 +235,10 @@ def _rank(loop, disk, rank, world, options):
         found = loop(disk / "checkpoints", **options)
     except InputError:
         return 2
+    except OSError as error:  # the curve beside the checkpoint: `kpair` says it in a sentence
+        if error.errno in (errno.ENOSPC, errno.EFBIG):
+            return 2
+        raise
     (disk / f"print-{rank}").write_text(found)
     return 0
 
@@ -244,6 +249,7 @@ LOOPS = {
     "two ranks": (own_loop, 2, {"batch": 4}),
     "two ranks, two workers": (own_loop, 2, {"batch": 4, "workers": 2}),
     "fit": (fit_loop, 1, {}),
+    "fit, two ranks": (fit_loop, 2, {}),
 }
 
 
