@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from references import refused
 from test_rows_a_inputs import holds
+from torch.utils.data import DistributedSampler
 
-from contrastive import _faiss, evaluate_retrieval, search
+from contrastive import Shard, _faiss, evaluate_retrieval, neighbours, search
 
 BACKENDS = ("torch", "faiss")
 
@@ -61,6 +64,54 @@ def test_row16_a_class_of_one_is_left_out_and_counted():
     holds("a_class_of_one_is_left_out", "evaluator")
     result = evaluate_retrieval(torch.randn(7, 3), torch.tensor([0, 0, 1, 1, 2, 3, 1]), ks=(1,))
     assert result.excluded == 2
+
+
+ROWS = 61  # not divisible by the ranks
+
+
+def rows_and_labels():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % 6
+    return torch.randn(6, 8, generator=generator)[labels] + torch.randn(ROWS, 8, generator=generator), labels
+
+
+def on_a_rank(rank, world, parts, folder):
+    """Recall and neighbours of rows that this rank has on its disk, read a few at a time."""
+    own = torch.tensor(parts[rank])
+    rows, labels = rows_and_labels()
+    np.save(f"{folder}/{world}-{rank}.npy", rows[own].numpy())
+    before = neighbours.GALLERY_KEPT, neighbours.GALLERY_BLOCK
+    neighbours.GALLERY_KEPT, neighbours.GALLERY_BLOCK = 0, 8 * 11
+    try:
+        shard = Shard(np.load(f"{folder}/{world}-{rank}.npy", mmap_mode="c"), ids=own)
+        means = evaluate_retrieval(shard, labels[own], ks=(1, 5)).mean
+        return len(shard), means, own, search(shard, shard, 7, exclude_self=True)
+    finally:
+        neighbours.GALLERY_KEPT, neighbours.GALLERY_BLOCK = before
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [[*range(ROWS)]],
+        [[*range(0, ROWS, 2)], [*range(1, ROWS, 2)]],
+        [[*range(58)], [*range(58, ROWS)]],  # fewer than k
+        [[*range(30)], [*range(30, 59)], [59, 60]],
+        [[*DistributedSampler(range(ROWS), 3, rank)] for rank in range(3)],  # some rows twice, to come out even
+    ],
+    ids=["one rank", "two", "two, uneven", "three, uneven", "three, padded by the sampler"],
+)
+def test_row17_whoever_holds_what_the_figures_are_those_of_one_process(tmp_path, parts):
+    rows, labels = rows_and_labels()
+    scores = torch.nn.functional.normalize(rows.double(), dim=1)
+    nearest = (scores @ scores.T).fill_diagonal_(-torch.inf).argsort(1, descending=True)
+    found = run_ranks(on_a_rank, len(parts), parts, str(tmp_path))
+    for length, means, own, ranking in found:
+        assert length == ROWS
+        for k in (1, 5):
+            recall = (labels[nearest[:, :k]] == labels[:, None]).any(1).double().mean()
+            assert means[f"recall@{k}"] == pytest.approx(float(recall), abs=1e-12)
+        assert torch.equal(ranking.ids, nearest[own, :7])
 
 
 @pytest.fixture

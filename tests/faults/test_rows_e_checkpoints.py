@@ -18,6 +18,7 @@ from pathlib import Path
 import children
 import numpy as np
 import pytest
+import soak
 import torch
 from loops import IMAGES, RECIPE, fit_loop, own_loop, write_own_loop
 from torch import nn
@@ -149,6 +150,24 @@ def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path
     random.random(), np.random.rand(), torch.rand(3)
     assert newest_checkpoint(tmp_path / "broken" / "checkpoints") is not None
     assert fit_loop(tmp_path / "broken" / "checkpoints") == fit_loop(tmp_path / "whole" / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "kills"),
+    [
+        ("two ranks", [(0, {"die_at": 5}), (1, {"die_at": 7})]),
+        ("two ranks, two workers", [(0, {"die_in_save": 400})]),
+        ("fit, two ranks", [(1, {"die_at": 7}), (0, {"die_in_save": 300})]),
+    ],
+)
+def test_row25_over_two_ranks_of_which_one_is_killed_it_ends_bit_for_bit(tmp_path, what, kills):
+    for victim, way in kills:
+        assert soak.Run(what, tmp_path / "broken", victim=victim, **way).ended()[victim] == -signal.SIGKILL
+    assert newest_checkpoint(tmp_path / "broken" / "checkpoints") is not None
+    runs = [soak.Run(what, tmp_path / name) for name in ("whole", "broken")]
+    assert [run.ended() for run in runs] == [[0, 0], [0, 0]]
+    assert runs[0].prints() == runs[1].prints()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
