@@ -797,7 +797,7 @@ def _histograms(similarities: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tu
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    import yaml  # type: ignore[import-untyped, unused-ignore]  # its types are a package of their own
 
     if not config:
         return ""

@@ -359,8 +359,11 @@ class _TwoViews(pl.LightningModule):
         if self.each_epoch is None or rank_of():
             return
         self.eval()
-        with torch.no_grad():
-            measured = self.each_epoch()
+        try:
+            with torch.no_grad():
+                measured = self.each_epoch()
+        except ValueError as error:  # weights that are finite and huge
+            raise self._failure(f"measured after the epoch: {error}") from error
         self.train()
         self._record(measured, step=self.global_step - 1)
 

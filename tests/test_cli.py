@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import chromium
@@ -325,9 +326,17 @@ def test_evaluate_a_run_takes_no_options_of_files(run, capsys):
     _one_sentence(subprocess.CompletedProcess([], status, *capsys.readouterr()), "--metric goes with a file")
 
 
-def test_training_that_explodes_is_one_sentence(tmp_path):
-    done = kpair("train", *SMALL, "--lr", "1e30", "--out", "run", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("skip", "why"), [("0", "the encoder's output is not finite"), ("9", "measured after the epoch")]
+)
+def test_training_that_explodes_is_one_sentence(tmp_path, capsys, skip, why):
+    """At the first step that is not finite; or, where all others of the epoch are skipped, at its end."""
+    words = ["train", *SMALL, "--lr", "1e30", "--skip-steps", skip, "--out", str(tmp_path / "run")]
+    with nullcontext() if skip == "0" else pytest.warns(UserWarning, match="is skipped"):
+        status = main(words)
+    done = subprocess.CompletedProcess([], status, *capsys.readouterr())
     _one_sentence(done, "training stopped at step")
+    assert why in done.stderr
     assert list((tmp_path / "run").glob("failed-step-*.safetensors"))
 
 

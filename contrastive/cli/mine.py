@@ -214,7 +214,8 @@ def _mined(pairs: AllPairs, k: int, blocks: list[int], *, progress: bool) -> Ite
         show(done, count)
         for first in blocks:
             found = []
-            for anchors in torch.arange(first, min(first + BLOCK, count)).split(_STEP):  # type: ignore[no-untyped-call]
+            block = torch.arange(first, min(first + BLOCK, count))
+            for anchors in block.split(_STEP):  # type: ignore[no-untyped-call]  # torch's
                 found.append(pairs.top(k, anchors))
                 done += len(anchors)
                 show(done, count)
