@@ -119,6 +119,17 @@ def test_divergence_is_recorded_with_its_step():
     assert found["curves"]["iteration"][0] == 0
 
 
+def test_a_gradient_whose_square_overflows_stops_adam_and_is_a_divergence(monkeypatch):
+    halves = data.load("made-up", None)
+    monkeypatch.setattr(training, "_loss", lambda setting, model, *_: 1e22 * model["critic"].weight.sum())
+    setting = training.Setting(
+        "smoke", "paper", "made-up", "mlp", "bilinear", "nwj", iterations=4, every=2, lr=0.1, bound_batches=1
+    )
+    found = training.train(setting, halves, 0)
+    assert (found["status"], found["diverged_at"]) == ("diverged", 2)
+    assert found["curves"]["iteration"] == [0]
+
+
 def test_seeds_decide_everything():
     halves = data.load("made-up", None)
     setting = training.Setting(

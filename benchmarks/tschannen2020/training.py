@@ -139,8 +139,8 @@ def train(
         tick: is told the share that is done, at every evaluation.
 
     Returns:
-        The figures of the run's line: `status` is ``diverged``, with the step, where the objective or the scores left
-        the floats; curves end there.
+        The figures of the run's line: `status` is ``diverged``, with the step, where the objective, the scores or the
+        squares of the gradient left the floats (the latter is looked for at evaluations); curves end there.
     """
     model = build(setting, data, seed)
     # Fused Adam: one pass over the weights.
@@ -153,6 +153,9 @@ def train(
     diverged = None
     for step in range(setting.iterations + 1):
         if step % setting.every == 0 or step == setting.iterations:
+            if _stuck(optimiser):
+                diverged = step
+                break
             points.append({"iteration": step, **_point(setting, model, data, seed, points)})
             tick(step / setting.iterations)
         if step == setting.iterations:
@@ -183,6 +186,11 @@ def train(
     if setting.miner != "none":
         figures |= claim_of(setting, model, data)
     return figures if diverged is None else {**figures, "diverged_at": diverged}
+
+
+def _stuck(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether a second moment of Adam is infinite: what it belongs to never moves again, and no number shows it."""
+    return any(not bool(torch.isfinite(state["exp_avg_sq"]).all()) for state in optimiser.state.values())
 
 
 def _fast(setting: Setting) -> AbstractContextManager[None]:
