@@ -286,6 +286,13 @@ def test_the_command_on_two_ranks(tmp_path):
     found = json.loads((tmp_path / "out.json").read_text())["figures"]
     expected = evaluate_retrieval(Shard(rows), labels, ks=(1, 5)).mean
     assert {name: found[name] for name in expected} == expected
+    rows[41] = torch.nan
+    np.save(tmp_path / "x.npy", rows.numpy())
+    (tmp_path / "out.json").unlink()
+    done = subprocess.run([sys.executable, *launch, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "kpair evaluate: embeddings holds NaN or infinity in 1 row, the first is row 41" in done.stderr
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_what_the_command_does_in_one_process_only(tmp_path, monkeypatch, capsys):

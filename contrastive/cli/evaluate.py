@@ -237,9 +237,9 @@ def _evaluate_file(
         largest = len(embeddings) - 1 if gallery is None else len(gallery)
         assessment = Assessment(
             "kpair evaluate",
-            ranks.shard(embeddings),
+            ranks.shard("embeddings", embeddings),
             ranks.own_part(labels),
-            gallery=None if gallery is None else ranks.shard(gallery),
+            gallery=None if gallery is None else ranks.shard("gallery", gallery),
             gallery_labels=ranks.own_part(gallery_labels),
             relevant=ranks.own_part(relevant),
             metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),

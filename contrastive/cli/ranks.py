@@ -8,6 +8,7 @@ from torch import Tensor
 
 from contrastive import launch
 from contrastive.errors import InputError
+from contrastive.neighbours import as_rows
 from contrastive.shards import Shard
 
 __all__ = ["own_part", "refuse", "shard"]
@@ -43,10 +44,14 @@ def own_part(rows: T) -> T:
     return share
 
 
-def shard(rows: Tensor) -> Tensor | Shard:
+def shard(name: str, rows: Tensor) -> Tensor | Shard:
     """This process's share of a file of embeddings; all of it where there is one process.
 
     Arguments:
-        rows: of the file.
+        name: of the rows, for messages.
+        rows: of the file, all of them are checked: a message names the row of the file.
+
+    Raises:
+        InputError: in every process, for rows that are not finite.
     """
-    return Shard(own_part(rows)) if launch.launched() else rows
+    return Shard(own_part(as_rows("kpair evaluate", name, rows))) if launch.launched() else rows
