@@ -261,7 +261,8 @@ class Timm(nn.Module):
     """Creates any backbone of timm, without its classifier.
 
     Arguments:
-        name: a model of ``timm.list_models()``, such as ``resnet18``.
+        name: a model of ``timm.list_models()``, such as ``resnet18``, or one of a hub or folder: ``hf-hub:OWNER/NAME``,
+            ``local-dir:PATH``.
         channels: of the images; timm adapts the first layer.
         pretrained: whether timm loads its weights (from its cache, or the network).
 
@@ -274,13 +275,14 @@ class Timm(nn.Module):
         super().__init__()
         import timm  # half a second: only for those who use it
 
-        if not timm.is_model(name.split(".")[0]):  # after the dot stands the tag of the weights
+        # After the dot stands the tag of the weights.
+        if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name.split(".")[0]):
             near = ", ".join(get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             raise InputError(f"timm has no model {name!r}; nearest: {near}")
         try:
             self.model = timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0)
         except (OSError, RuntimeError) as error:
-            if not pretrained:
+            if not pretrained and ":" not in name:
                 raise
             raise InputError(f"the weights of timm's {name!r} cannot be loaded: {error}") from error
         # Some models keep a hidden layer of their head, which widens the features.

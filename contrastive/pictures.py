@@ -20,7 +20,17 @@ from contrastive.errors import InputError
 if TYPE_CHECKING:  # decoders and data sets are imported where they are used: importing this module stays cheap
     from PIL import Image
 
-__all__ = ["as_utf8", "damaged", "decode_files", "decode_zip", "files_below", "find_images", "printable", "reason_of"]
+__all__ = [
+    "as_utf8",
+    "damaged",
+    "decode_files",
+    "decode_zip",
+    "each_file",
+    "files_below",
+    "find_images",
+    "printable",
+    "reason_of",
+]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -178,34 +188,52 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def decode_files(name: str, files: list[Path], size: int) -> tuple[Tensor, dict[int, str]]:
     """Decodes files into one tensor of those that can be read; of the others, the reason by row."""
-    from PIL import Image
-
-    def decode(chunk: list[Path]) -> list[Tensor | str]:
-        return [_decode_file(file, size) for file in chunk]
-
     _refuse_beyond_memory(name, len(files), 1, size)
     # Pages of memory count when they are written: a grey data set never pays for all three channels at once.
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     failures: dict[int, str] = {}
     row = kept = 0
     grey = True
+    with closing(_each_opened(files, lambda image: _square(image, size), draft=2 * size)) as decoded:
+        for image in decoded:
+            if isinstance(image, str):
+                failures[row] = image
+            else:
+                if grey and not _is_grey(image):
+                    grey = False
+                    _refuse_beyond_memory(name, len(files), 3, size)
+                images[kept] = image
+                kept += 1
+            row += 1
+    images = images[:kept]
+    return images[:, :1] if grey else images, failures  # the splits are copies of its rows, in one channel or three
+
+
+def each_file(files: list[Path], use: Callable[["Image.Image"], A]) -> list[A | str]:
+    """What a function makes of each image, upright and 8-bit RGB; or the reason why it cannot be read.
+
+    Arguments:
+        files: as many as fit the memory as results.
+        use: is called in several threads.
+    """
+    return list(_each_opened(files, lambda image: use(_upright(image))))
+
+
+def _each_opened(
+    files: list[Path], use: Callable[["Image.Image"], A], *, draft: int | None = None
+) -> Generator[A | str, None, None]:
+    """In order. A JPEG may be decoded at a fraction of its size, of at least `draft` pixels a side."""
+    from PIL import Image
+
+    def opened(chunk: list[Path]) -> list[A | str]:
+        return [_opened(file, use, draft) for file in chunk]
+
     Image.init()  # here, once: the plugins' registry does not expect threads
     with warnings.catch_warnings():
         # A large image or a strange EXIF field is no news to the user: it is read, or it is skipped with a reason.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        with closing(_in_threads(decode, files, chunk=8)) as chunks:
-            for image in itertools.chain.from_iterable(chunks):
-                if isinstance(image, str):
-                    failures[row] = image
-                else:
-                    if grey and not _is_grey(image):
-                        grey = False
-                        _refuse_beyond_memory(name, len(files), 3, size)
-                    images[kept] = image
-                    kept += 1
-                row += 1
-    images = images[:kept]
-    return images[:, :1] if grey else images, failures  # the splits are copies of its rows, in one channel or three
+        with closing(_in_threads(opened, files, chunk=8)) as chunks:
+            yield from itertools.chain.from_iterable(chunks)
 
 
 def _is_grey(image: Tensor) -> bool:
@@ -215,8 +243,8 @@ def _is_grey(image: Tensor) -> bool:
 _one_large_image = threading.Lock()
 
 
-def _decode_file(file: Path, size: int) -> Tensor | str:
-    """One image as uint8 [3, size, size], or the reason why not."""
+def _opened(file: Path, use: Callable[["Image.Image"], A], draft: int | None) -> A | str:
+    """What a function makes of the image in a file, or the reason why it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -226,10 +254,11 @@ def _decode_file(file: Path, size: int) -> Tensor | str:
         if not status.st_size:
             return "empty file"
         with Image.open(file, formats=_FORMATS) as image:
-            image.draft(None, (2 * size, 2 * size))  # a JPEG can be decoded at a fraction of its size
+            if draft is not None:
+                image.draft(None, (draft, draft))
             large = image.width * image.height > 1 << 24
             with _one_large_image if large else nullcontext():
-                return _square(image, size)
+                return use(image)
     except UnidentifiedImageError:
         return "not an image"
     except Image.DecompressionBombError:
@@ -244,10 +273,6 @@ def _square(image: "Image.Image", size: int) -> Tensor:
     from PIL import Image
 
     image.load()  # some formats hold their orientation behind the pixels
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # broken metadata, but the pixels are there
-        orientation = 1
     rgb = _as_rgb(image)
     # Resizing the shorter side and cropping, in one: the centre square commutes with the orientation, and a strip
     # of 1 x 100,000 pixels needs no memory for what is cropped.
@@ -255,6 +280,23 @@ def _square(image: "Image.Image", size: int) -> Tensor:
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
     box = (left, top, left + side, top + side)
     small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return torch.from_numpy(np.array(_turned(small, image))).permute(2, 0, 1)
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    """The whole of an image, upright, 8-bit RGB."""
+    image.load()
+    return _turned(_as_rgb(image), image)
+
+
+def _turned(picture: "Image.Image", image: "Image.Image") -> "Image.Image":
+    """A picture of an image, turned as its EXIF orientation says."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # broken metadata, but the pixels are there
+        orientation = 1
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -264,8 +306,7 @@ def _square(image: "Image.Image", size: int) -> Tensor:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }.get(orientation)
-    upright = small if turn is None else small.transpose(turn)
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _as_rgb(image: "Image.Image") -> "Image.Image":

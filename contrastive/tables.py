@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["print_comparison", "print_figures"]
+__all__ = ["print_beside", "print_comparison", "print_figures"]
 
 _NOT_SHARES = ("alignment", "uniformity")
 
@@ -28,6 +28,25 @@ def print_comparison(
         row.insert(2, _interval(row[0], intervals))
     _print([columns[0], "95 % interval", *columns[1:]], rows, notes)
     print(f"held-out bound: {bound['value']:.2f} nats of at most {bound['cap']:.2f} ({bound['status']})")
+
+
+def print_beside(
+    figures: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]],
+    notes: Sequence[str],
+) -> None:
+    """Prints one column a representation, each figure with its interval.
+
+    Arguments:
+        figures: shares in [0, 1], by representation.
+        intervals: likewise.
+        notes: printed below.
+    """
+    rows = []
+    for figure in next(iter(figures.values())):
+        of_figure = [(100 * figures[name][figure], *intervals[name][figure]) for name in figures]
+        rows.append([figure, *(f"{value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for value, low, high in of_figure)])
+    _print([f"{name}, %" for name in figures], rows, notes)
 
 
 def print_figures(
@@ -66,7 +85,7 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence
     from rich.table import Table
 
     table = Table()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in header:
         table.add_column(escape(name), justify="right", no_wrap=True)
     for row in rows:

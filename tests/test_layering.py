@@ -24,7 +24,7 @@ LAYERS = [
     {"estimation", "noise", "mixture"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "thumbnails"}
     | {"taps", "wrappers", "receptive"},
-    {"metrics", "relevance", "intervals", "_faiss", "flows", "terms"},
+    {"metrics", "relevance", "intervals", "_faiss", "flows", "terms", "pretrained"},
     {"filtered"},
     {"neighbours"},
     {"shards"},

@@ -1,4 +1,4 @@
-"""``kpair evaluate``: a run, or a file of embeddings."""
+"""``kpair evaluate``: a run, a file of embeddings, or an encoder that others trained."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from contrastive import launch, runs, tables, vectors
 from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, METRICS, Assessment, RetrievalResult, metric_names
-from contrastive.cli import page, parts, ranks
+from contrastive.cli import page, parts, pretrained, ranks
 from contrastive.cli.configuration import read_options
 from contrastive.cli.names import Setup, set_up
+from contrastive.cli.notes import notes_of
 from contrastive.cli.progress import progress_bar
 from contrastive.encoders import build, load_recipe, load_weights
 from contrastive.errors import InputError
@@ -31,7 +32,35 @@ __all__ = ["evaluate", "measure", "say"]
 
 def _add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("target", type=str, help="a run folder, or a file of embeddings (.npy .npz .safetensors .parquet .pt)")
+    add(
+        "target",
+        type=str | None,
+        nargs="?",
+        default=None,
+        help="a run folder, or a file of embeddings (.npy .npz .safetensors .parquet .pt); none with --encoder",
+    )
+    add(
+        "--encoder",
+        type=str | None,
+        default=None,
+        metavar="timm:NAME",
+        help="in the place of a target: a network that others trained, of timm (or timm:hf-hub:OWNER/NAME)",
+    )
+    add(
+        "--weights",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="of --encoder (.safetensors .pth); default: timm's own, from its cache or the network",
+    )
+    add(
+        "--data",
+        type=str | None,
+        default=None,
+        metavar="NAME",
+        help="images for --encoder: folder:PATH, digits, mnist, fashion-mnist, cifar10 or omniglot (their test images)",
+    )
+    add("--save", type=str | None, default=None, metavar="FILE", help="for --encoder: write its embeddings, as .npz")
     add("--labels", type=str | None, default=None, help="file of labels, one a row; default: 'labels' within the file")
     add("--gallery", type=str | None, default=None, help="file of gallery embeddings; default: leave-one-out")
     add("--gallery-labels", type=str | None, default=None, help="file of the gallery's labels")
@@ -85,7 +114,7 @@ def _add_options(parser: ArgumentParser) -> None:
         help="for a file, with --json: auto continues what was killed of the same files and options, or starts",
     )
     add("--progress", type=bool | None, default=None, help="whether to show progress (default: on a terminal)")
-    add("--data-root", type=str | None, default=None, help="for a run: where its data lie now")
+    add("--data-root", type=str | None, default=None, help="for a run or --data: where the data lie")
     add("--json", type=str | None, default=None, metavar="FILE", help="write the figures as JSON as well")
     add(
         "--report",
@@ -140,21 +169,25 @@ def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Seque
     options = parse(
         words,
         prog="kpair evaluate",
-        description="Evaluates retrieval: of a run (its encoder, untrained, pixels), or of a file of embeddings.",
+        description="Evaluates retrieval: of a run (its encoder, untrained, pixels), of a file of embeddings, or of a "
+        "pretrained encoder on images.",
         parts={},
         add_options=_add_options,
     )
     ks = _ks(options["k"])
     metrics = None if options["metrics"] is None else tuple(word for word in options["metrics"].split(",") if word)
-    for name in ("json", "report"):  # before hours of searching
+    for name in ("json", "report", "save"):  # before hours of searching
         if options[name] is not None and not Path(options[name]).parent.is_dir():
             raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
     page.check(options)
-    ranks.refuse(options, ("report", "resume"))
+    ranks.refuse(options, ("report", "resume", "encoder"))
+    pretrained.check(options, of_files=_OF_FILES)
     return options, ks, metrics
 
 
 def _content(options: Mapping[str, Any], ks: Sequence[int] | None, metrics: Sequence[str] | None) -> dict[str, Any]:
+    if options["encoder"] is not None:
+        return pretrained.evaluate(options, ks, metrics, loud=_shown(options))
     target = Path(options["target"])
     if target.is_dir():
         if launch.launched():
@@ -256,7 +289,7 @@ def _evaluate_file(
     figures = dict(result.mean)
     if metrics is None and launch.first():
         figures |= _further(embeddings, labels, gallery, gallery_labels)
-    notes = _notes(result, options, len(embeddings))
+    notes = notes_of(result, options["backend"], len(embeddings))
     if options["report"] is not None:
         page.write(options, assessment, whole, items, figures=figures, notes=notes, loud=_shown(options))
     tables.print_figures(
@@ -303,28 +336,6 @@ def _parts(assessment: Assessment, options: Mapping[str, Any]) -> Iterator[dict[
         yield from parts.resumed(
             Path(options["json"]), fingerprint, lambda skip: assessment.parts(skip=skip, on_progress=show)
         )
-
-
-def _notes(result: RetrievalResult, options: Mapping[str, Any], queries: int) -> list[str]:
-    notes = []
-    if len(result.queries) < queries - result.excluded:
-        notes.append(
-            f"{len(result.queries)} of {queries - result.excluded} queries were searched for, a random choice."
-        )
-    if result.excluded:
-        notes.append(f"{result.excluded} queries have no relevant item in the gallery: excluded.")
-    if result.dropped:
-        notes.append(f"k = {', '.join(map(str, result.dropped))} left out: beyond the gallery.")
-    if result.tied:
-        notes.append(
-            f"{result.tied} queries have items of equal score: their figures are the mean over all orders of these."
-        )
-    if result.index_recall is not None:
-        notes.append(
-            f"{options['backend']} is approximate: it finds {100 * result.index_recall:.1f} % of the exact neighbours "
-            "of a sample of the queries, and all figures rest on what it finds."
-        )
-    return notes
 
 
 def _further(

@@ -17,7 +17,7 @@ from contrastive.options import Part, nearest
 from contrastive.scores import WeighsNegatives
 from contrastive.views import RandomView
 
-__all__ = ["PARTS", "Setup", "miner_of", "set_up"]
+__all__ = ["PARTS", "Setup", "load_data", "miner_of", "set_up"]
 
 # By name, ``(root, *, download)``; digits are embedded and folders have a path instead.
 DATA: dict[str, Callable[..., ImageData]] = {
@@ -105,7 +105,7 @@ def set_up(config: Mapping[str, Any]) -> Setup:
     Raises:
         InputError: for data that cannot be read and for options that do not fit each other.
     """
-    images = _load_data(config)
+    images = load_data(config)
     channels, height, width = images.train.images.shape[1:]
     mean, std = data.channel_statistics(images.train.images)
     options = _options(config, "encoder")
@@ -143,7 +143,15 @@ def _options(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {k: v for k, v in config[part].items() if k != "name"}
 
 
-def _load_data(config: Mapping[str, Any]) -> ImageData:
+def load_data(config: Mapping[str, Any]) -> ImageData:
+    """The images that a configuration names.
+
+    Arguments:
+        config: all options.
+
+    Raises:
+        InputError: for an unknown name, or data that cannot be read.
+    """
     name = config["data"]
     if name == "digits":
         images = data.digits()

@@ -1,0 +1,1 @@
+"""Encoders that others trained, evaluated by retrieval."""
