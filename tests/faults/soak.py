@@ -214,8 +214,9 @@ class Run:
         return [children.ended(process, 180) for process in self.processes]
 
     def shown(self):
-        """The last lines of every rank."""
-        return [(self.disk / f"shown-{rank}").read_text()[-800:] for rank in range(self.world)]
+        """The last lines of every rank; one that was killed at once may not have begun."""
+        paths = [self.disk / f"shown-{rank}" for rank in range(self.world)]
+        return [path.read_text()[-800:] if path.exists() else "" for path in paths]
 
     def prints(self):
         """The fingerprint of every rank."""
