@@ -34,8 +34,8 @@ def unpack(
 
     Raises:
         InputError: for another checksum; a member that is absolute, leads out of the folder, or is anything but a file
-            or a folder (a link, a device, a pipe); too many of them or too many bytes; a damaged archive. Nothing is
-            written then.
+            or a folder (a link, a device, a pipe); too many of them or too many bytes: nothing is written then. For a
+            damaged archive, of which what came before the damage may have been written.
     """
     where = printable(str(archive))
     try:
@@ -56,7 +56,7 @@ def unpack(
             packed.extractall(target, members, filter="data")
     except InputError:
         raise
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError, RuntimeError) as error:
+    except Exception as error:  # every format has exceptions of its own for a damaged file
         raise InputError(f"{where} cannot be unpacked ({reason_of(error)})") from error
 
 

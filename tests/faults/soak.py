@@ -8,6 +8,7 @@ where the fault was damage to it, older than the one before it); rounds that end
 import argparse
 import errno
 import json
+import math
 import os
 import random
 import resource
@@ -55,8 +56,8 @@ class Tally:
         )  # fmt: skip
 
 
-def soak(minutes, *, seed=0, report=print):
-    """Goes on until the time is up; returns the tally."""
+def soak(minutes=math.inf, *, rounds=math.inf, seed=0, report=print):
+    """Goes on until the time is up, or for so many rounds; returns the tally."""
     draw, tally, start = random.Random(seed), Tally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         disk = Path(folder) / "disk"
@@ -66,7 +67,7 @@ def soak(minutes, *, seed=0, report=print):
         ).returncode
         try:
             wanted = {what: _in_peace(what, Path(folder) / what) for what in LOOPS}
-            while time.monotonic() - start < 60 * minutes:
+            while time.monotonic() - start < 60 * minutes and tally.rounds < rounds:
                 what = draw.choice(list(LOOPS))
                 _round(what, disk, wanted[what], draw, tally, mounted)
                 for path in disk.iterdir():

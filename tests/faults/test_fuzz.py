@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -146,16 +147,27 @@ def test_checkpoints(tmp_path):
     read()
 
 
-def test_archives(tmp_path):
-    path, target = tmp_path / "a.npz", tmp_path / "target"  # an .npz is a zip
+def tgz():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in ("a", "folder/b"):
+            member = tarfile.TarInfo(name)
+            member.size = 12
+            archive.addfile(member, io.BytesIO(b"twelve bytes"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("whole", [WHOLE[".npz"], tgz()], ids=["zip", "tar.gz"])  # an .npz is a zip
+def test_archives(tmp_path, whole):
+    path, target = tmp_path / "archive", tmp_path / "target"
 
     @fuzzed
-    @given(damaged(WHOLE[".npz"]))
+    @given(damaged(whole))
     def read(content):
         path.write_bytes(content)
         with contextlib.suppress(InputError):
             unpack(path, target, most_bytes=100_000)
-        assert {place.name for place in tmp_path.iterdir()} <= {"a.npz", "target"}
+        assert {place.name for place in tmp_path.iterdir()} <= {"archive", "target"}
 
     read()
 

@@ -164,6 +164,16 @@ def test_row32_nothing_is_written_outside_or_at_all(tmp_path, kind):
     assert not target.exists() or not list(target.iterdir())
 
 
+def test_row32_a_damaged_stream_is_refused(tmp_path):
+    """Each compression has an error of its own."""
+    content = bytearray(zip_of(tmp_path / "a.zip", ("a", b"content" * 9)).read_bytes())
+    for method in (8, 9, 12, 14):  # deflate, unknown, bzip2, LZMA: what is stored as it is, is none of them
+        content[8] = content[content.index(b"PK\x01\x02") + 10] = method
+        (tmp_path / "a.zip").write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.zip cannot be unpacked"):
+            unpack(tmp_path / "a.zip", tmp_path / "target")
+
+
 def test_row32_a_million_members_and_too_many_bytes_are_refused_at_once(tmp_path):
     header = tarfile.TarInfo("x").tobuf()  # an empty file
     with (tmp_path / "many.tar").open("wb") as file:
