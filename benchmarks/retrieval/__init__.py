@@ -1,0 +1,1 @@
+"""Retrieval at a size that does not fit the memory: what it takes."""
