@@ -137,7 +137,7 @@ def read_relevant(path: Path) -> list[dict[int, float]]:
         try:
             graded = items if isinstance(items, dict) else dict.fromkeys(map(int, items), 1.0)
             relevant.append({int(row): float(grade) for row, grade in graded.items()})
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last for Infinity
             raise InputError(f"{path}: query {query} has {items!r:.40}, expected rows, or grades by row") from None
     return relevant
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -121,6 +121,8 @@ def test_reader_of_relevant_items(tmp_path):
 
     @fuzzed
     @given(JSON)
+    @example([[float("inf")]])
+    @example([{"3": 10**400}])
     def read(content):
         path.write_text(json.dumps(content))
         with contextlib.suppress(InputError):
