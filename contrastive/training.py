@@ -26,6 +26,7 @@ from jaxtyping import Float, UInt8
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from contrastive.batches import Batches, derived_seed
@@ -207,6 +208,8 @@ def fit(
         )
         try:
             trainer.fit(model, batches, ckpt_path=resume_from, weights_only=True)
+        except SIGTERMException:  # Lightning's, which heard the signal before the first step
+            raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit:
             if stop.signal is signal.SIGTERM or not trainer.interrupted:
                 raise

@@ -138,6 +138,8 @@ def test_checkpoints(tmp_path):
 
     @fuzzed
     @given(damaged(whole))
+    @example(whole)
+    @example(whole.replace(torch.tensor(2.0).numpy().tobytes(), torch.tensor(3.0).numpy().tobytes()))  # else sound
     def read(content):
         path.write_bytes(content)
         if content == whole:

@@ -24,7 +24,7 @@ from loops import IMAGES, RECIPE, fit_loop, own_loop, write_own_loop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from contrastive import runs, vectors
+from contrastive import runs, training, vectors
 from contrastive.batches import EpochBatches, epoch_batches
 from contrastive.checkpoints import check_state, load_checkpoint, locked, newest_checkpoint, save_checkpoint
 from contrastive.cli import main
@@ -158,7 +158,7 @@ def test_row25_fit_with_a_queue_and_foreign_generators_ends_bit_for_bit(tmp_path
     [
         ("two ranks", [(0, {"die_at": 5}), (1, {"die_at": 7})]),
         ("two ranks, two workers", [(0, {"die_in_save": 400})]),
-        ("fit, two ranks", [(1, {"die_at": 7}), (0, {"die_in_save": 300})]),
+        ("fit, two ranks", [(1, {"die_at": 10}), (0, {"die_in_save": 300})]),  # first in the middle of an epoch
     ],
 )
 def test_row25_over_two_ranks_of_which_one_is_killed_it_ends_bit_for_bit(tmp_path, what, kills):
@@ -536,6 +536,20 @@ def test_row30_stopped_in_the_middle_of_an_epoch_it_ends_bit_for_bit_where_it_wo
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_row30_sigterm_before_the_first_step_is_no_ctrl_c(tmp_path, monkeypatch):
+    """Lightning hears it then, and says it at the first step."""
+    listen = training._StopRequest.listen
+
+    def late(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        listen(self)
+
+    monkeypatch.setattr(training._StopRequest, "listen", late)
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path)
+    assert caught.value.code == 143
 
 
 def test_row30_a_second_signal_does_not_wait(tmp_path):
