@@ -267,8 +267,11 @@ def from_bytes(function: str, content: UInt8[np.ndarray, " bytes"]) -> Any:
 def candidates(index: Any) -> int:
     """How many rows to ask an index for in the place of one, where what it finds is scored anew.
 
-    An index of shortened codes (PQ, SQ, PCA) orders by rounded scores: of four times as many rows the best are nearly
-    always the right ones, and finding them costs it nothing.
+    An index of shortened codes (PQ, SQ, PCA) orders by rounded scores: among four times as many rows are more of those
+    that belong first.
+
+    Arguments:
+        index: of `build`.
     """
     try:
         return 4 if index.sa_code_size() < 4 * index.d else 1

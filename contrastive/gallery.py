@@ -29,6 +29,7 @@ from contrastive.neighbours import (
     as_rows,
     in_order_of_ids,
     own_rows,
+    refuse_others,
 )
 
 __all__ = ["Gallery"]
@@ -240,14 +241,7 @@ class Gallery:
     def _fitting(self, function: str, name: str, rows: Rows) -> Tensor:
         checked = as_rows(f"Gallery.{function}", name, rows)
         mine = self._target.rows
-        if checked.shape[1] != mine.shape[1]:
-            raise InputError(
-                f"Gallery.{function}: {name} have shape {tuple(checked.shape)} and the gallery {tuple(mine.shape)}, "
-                "expected the same width"
-            )
-        if checked.device != mine.device:
-            raise InputError(
-                f"Gallery.{function}: {name} are on {checked.device} and the gallery on {mine.device}, "
-                "expected one device"
-            )
+        refuse_others(
+            f"Gallery.{function}", (name, checked.shape, checked.device), ("the gallery", mine.shape, mine.device)
+        )
         return checked.to(mine.dtype)

@@ -34,6 +34,7 @@ __all__ = [
     "in_order_of_ids",
     "own_rows",
     "prepared",
+    "refuse_others",
     "similarity",
     "unit_rows",
     "with_block",
@@ -578,19 +579,35 @@ def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
     return x
 
 
+def refuse_others(
+    function: str, rows: tuple[str, torch.Size, torch.device], gallery: tuple[str, torch.Size, torch.device]
+) -> None:
+    """Checks that rows can be scored against a gallery.
+
+    Arguments:
+        function: name of the caller, for messages.
+        rows: what they are called, their shape and device.
+        gallery: likewise.
+
+    Raises:
+        InputError: for another width or device.
+    """
+    (name, shape, device), (other, its_shape, its_device) = rows, gallery
+    if shape[1] != its_shape[1]:
+        raise InputError(
+            f"{function}: {name} have shape {tuple(shape)} and {other} {tuple(its_shape)}, expected the same width"
+        )
+    if device != its_device:
+        raise InputError(f"{function}: {name} are on {device} and {other} on {its_device}, expected one device")
+
+
 def as_pair(
     function: str, queries: Rows, gallery: Rows, names: tuple[str, str]
 ) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, "gallery dim"]]:
     """Two sets of embeddings, of one width, device and precision (the wider of the two)."""
     x = as_rows(function, names[0], queries)
     y = x if gallery is queries else as_rows(function, names[1], gallery)
-    if x.shape[1] != y.shape[1]:
-        raise InputError(
-            f"{function}: {names[0]} have shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}, "
-            "expected the same width"
-        )
-    if x.device != y.device:
-        raise InputError(f"{function}: {names[0]} are on {x.device} and {names[1]} on {y.device}, expected one device")
+    refuse_others(function, (names[0], x.shape, x.device), (names[1], y.shape, y.device))
     dtype = torch.promote_types(x.dtype, y.dtype)
     x = x.to(dtype)
     return x, (x if gallery is queries else y.to(dtype))

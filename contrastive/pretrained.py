@@ -179,7 +179,7 @@ def untrained(name: str, pictures: Pictures, preprocess: Callable[["Image.Image"
 
     Arguments:
         name: as in `load_timm`.
-        pictures: the first few serve.
+        pictures: of which some serve.
         preprocess: of the trained one.
         seed: of the weights; the caller's random state is left alone.
     """

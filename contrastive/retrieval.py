@@ -86,8 +86,9 @@ def search(
     inputs and result is bounded; a memory-mapped gallery is read a block at a time.
 
     Arguments:
-        queries: shape [queries, dim], finite. Half precision is raised to float32.
-        gallery: shape [gallery, dim], on the device of `queries`.
+        queries: shape [queries, dim], finite. Half precision is raised to float32. With a `Shard` as gallery a `Shard`,
+            or rows that are the same on all ranks.
+        gallery: shape [gallery, dim], on the device of `queries`; or a `Shard` of rows that several ranks hold.
         k: how many to return, 1 to the size of the gallery (less 1 with `exclude_self`).
         metric: ``"cosine"`` (a zero vector has cosine 0 to everything), ``"inner_product"`` or
             ``"euclidean"``.
@@ -106,7 +107,7 @@ def search(
         on_progress: is told how many steps of the search are done, and of how many.
 
     Returns:
-        The ranking, on the device of `queries`.
+        The ranking, on the device of `queries`; of a `Shard` for this rank's own rows.
 
     Raises:
         InputError: for shapes, dtypes or a `k` that do not fit, NaN or infinite values, scores that
@@ -189,10 +190,10 @@ def evaluate_retrieval(
     that neither the order of rows nor that of ids has a part in it. Collapsed embeddings read chance.
 
     Arguments:
-        embeddings: shape [queries, dim], finite.
+        embeddings: shape [queries, dim], finite; or a `Shard`, with the labels or lists of its own rows.
         labels: one a row: integers (compared exactly, whatever their size) or strings. Or several a row: collections
             of them, or a matrix of 0 and 1.
-        gallery: shape [gallery, dim]: search in these rows instead. Nothing is left out of them.
+        gallery: shape [gallery, dim], or a `Shard`: search in these rows instead. Nothing is left out of them.
         gallery_labels: their labels, of the same kind as `labels`.
         relevant: in the place of labels, for each query the ids of its relevant items, or their grades by id (0: not
             relevant). The captions of an image, say.

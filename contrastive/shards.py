@@ -36,6 +36,7 @@ from contrastive.neighbours import (
     Target,
     as_rows,
     own_rows,
+    refuse_others,
 )
 from contrastive.ranking import in_order
 
@@ -404,17 +405,16 @@ def search_shards(
 def as_queries(function: str, queries: Shard | Rows, gallery: Shard) -> Shard | Tensor:
     """Queries for a gallery of shards: of its width, device and precision.
 
+    Arguments:
+        function: name of the caller, for messages.
+        queries: a shard, or rows that are the same on all ranks.
+        gallery: a shard.
+
     Raises:
         InputError: for others.
     """
     x = queries if isinstance(queries, Shard) else as_rows(function, "queries", queries)
-    if x.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"{function}: queries have shape {tuple(x.shape)} and the gallery {tuple(gallery.shape)}, "
-            "expected the same width"
-        )
-    if x.device != gallery.device:
-        raise InputError(f"{function}: queries are on {x.device} and the gallery on {gallery.device}")
+    refuse_others(function, ("queries", x.shape, x.device), ("the gallery", gallery.shape, gallery.device))
     if isinstance(x, Shard):
         if x.dtype != gallery.dtype:
             raise InputError(f"{function}: queries are {x.dtype} and the gallery {gallery.dtype}, expected one dtype")

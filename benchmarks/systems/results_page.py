@@ -24,7 +24,7 @@ INTRODUCTION = """# What the systems reach
 *Written by `python -m benchmarks.systems.results_page` from the lines of
 [results.jsonl](../benchmarks/systems/results.jsonl); do not edit.* The preset `quick`: small encoders, minutes of one
 thread, 10,000 to 20,000 training images (CIFAR-10, MNIST; MINE: correlated Gaussians). Probes are fitted on training
-images; test images were looked at by these runs alone. What the systems are, and every deviation:
+images; test images are looked at once a run. What the systems are, and every deviation:
 [systems](systems.md).
 """
 COMMANDS = """    python -m benchmarks.systems --preset quick --data-root DATA
@@ -57,7 +57,8 @@ def page(rows: Sequence[Row]) -> str:
         "Means over seeds; 95 % t-intervals, where there are two.",
         lines.markdown(report.goals(list(SYSTEMS.values()), of_systems)),
         "## The figures",
-        "Untrained encoders have the batch norms of training images. ± is the standard deviation over seeds.",
+        "Shares in percent. Untrained encoders have the batch norms of training images. ± is the standard deviation "
+        "over seeds.",
         report.text([*of_systems, *of_pixels]),
         "## The swap",
         SWAP,
