@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.pretrained import pictures
 from benchmarks.pretrained.efficientnet import renamed
 from contrastive import data
 from contrastive.cli import main
@@ -269,3 +270,15 @@ def test_every_layer_of_efficientnet_has_its_name():
     for foreign in ("layer1.weight", "_blocks.99._bn0.bias", "_blocks.1._bn7.bias"):
         with pytest.raises(ValueError, match=f"{foreign} of shape .* has no counterpart"):
             renamed({foreign: torch.zeros(3)}, "tf_efficientnet_b0")
+
+
+def test_pictures_are_the_first_of_every_class_without_loss(tmp_path, monkeypatch):
+    images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = data.ImageSplit(images, torch.tensor([0, 1, 0, 0, 1, 1]))
+    monkeypatch.setattr(pictures, "cifar10", lambda root: data.ImageData("made up", split, split, ("cat", "dog")))
+    monkeypatch.setattr("sys.argv", ["pictures", str(tmp_path / "out"), "--each", "2"])
+    pictures.main()
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert written == ["cat/00000.png", "cat/00002.png", "dog/00001.png", "dog/00004.png"]
+    read = np.array(Image.open(tmp_path / "out" / "dog" / "00004.png"))
+    assert np.array_equal(read, images[4].permute(1, 2, 0).numpy())
