@@ -47,10 +47,17 @@ def over_seeds(experiment: str, figures: dict[str, str], by: tuple[str, ...]) ->
     for key, found in groups.items():
         good = [run for run in found if run["status"] == "ok"]
         seeds = ", ".join(str(run["seed"]) for run in good) + (f"; {len(found) - len(good)} failed" * (good != found))
-        rows.append(
-            [*map(str, key), seeds, *(_mean([run[f] for run in good], format_) for f, format_ in figures.items())]
-        )
+        named = [f"{part:.3g}" if isinstance(part, float) else str(part) for part in key]
+        rows.append([*named, seeds, *(_mean([run[f] for run in good], format_) for f, format_ in figures.items())])
     return markdown(rows)
+
+
+def noise() -> str:
+    """The noise of gradients, a task a row."""
+    found = [line for line in runs("noise") if line["status"] == "ok"]
+    ways = list(found[0]["gradient_noise"]) if found else []
+    rows = [[line["config"]["task"], *(f"{line['gradient_noise'][way]:.1f}" for way in ways)] for line in found]
+    return markdown([["task", *ways], *rows])
 
 
 def _mean(values: list[float], spec: str) -> str:
@@ -110,9 +117,8 @@ def main() -> None:
     print(oracle(), "\n")
     bounds = {"uniform": ".2f", "pool_4096": ".2f", "pool_16384": ".2f", "whole_4096": ".2f"}
     extra = {"smile": ".2f", "nwj": ".2f", "nwj_spread": ".1f"}
-    print(over_seeds("trained", bounds | extra, ("information", "arm")), "\n")
-    for line in runs("noise"):
-        print(line["config"]["information"], {k: round(v, 2) for k, v in line["gradient_noise"].items()})
+    print(over_seeds("trained", bounds | extra, ("task", "information", "arm")), "\n")
+    print(noise())
     halves = {"test_bound": ".2f", "pool": ".2f", "whole": ".2f", "negatives_alone": ".2f"}
     print("\n" + over_seeds("halves", halves, ("arm",)), "\n")
     percents = {"test_accuracy": ".1f%", "knn": ".1f%", "recall@1": ".1f%", "instance_recall@1": ".1f%"}

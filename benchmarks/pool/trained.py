@@ -1,6 +1,6 @@
-"""Trained critics on Gaussians: a cheap critic proposes, an expensive one scores K candidates an anchor.
+"""Trained critics on tasks of known information: a cheap one proposes, an expensive one scores K candidates an anchor.
 
-    python -m benchmarks.pool.trained [--seeds 3] [--information 6 10] [--steps 2500]
+    python -m benchmarks.pool.trained [--seeds 3] [--tasks gaussian-6 gaussian-10] [--steps 2500]
 
 The cheap critic is separable (two towers of 2 x 256, 32 wide), trained by InfoNCE in batches of 256 for 3,000 steps; it
 proposes and is not judged. The expensive one is concatenated (2 x 256) and trained in four ways from the same weights,
@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,19 +20,25 @@ from torch import Tensor, nn
 
 from benchmarks.pool import estimators
 from benchmarks.pool.runs import run
+from benchmarks.pool.tasks import TASKS
 from contrastive import Concat, Separable, kpair_loss, list_scores
-from contrastive.tasks import Task, gaussian
+from contrastive.tasks import Task
 from miners import PoolProposal
 
 BATCH, K, POOL, LARGE = 64, 64, 4096, 16_384
 ARMS = ("uniform", "pool", "smile", "nwj")
 
 
+def dim_of(task: Task) -> int:
+    """The width of x, and of y."""
+    return task.draw(1)[0].shape[1]
+
+
 @cache
-def cheap_critic(task: Task, dim: int, seed: int, steps: int = 3000) -> Separable:
+def cheap_critic(task: Task, seed: int, steps: int = 3000) -> Separable:
     """The critic that proposes."""
     torch.manual_seed(seed)
-    critic = Separable(dim, hidden=256, out=32, layers=2)
+    critic = Separable(dim_of(task), hidden=256, out=32, layers=2)
     optimizer = torch.optim.Adam(critic.parameters(), 5e-4, fused=True)
     for _ in range(steps):
         x, y = task.draw(256)
@@ -90,11 +96,10 @@ def gradient_noise(loss: Callable[[nn.Module], Tensor], critic: nn.Module, batch
 
 def train(task: Task, arm: str, seed: int, steps: int) -> dict[str, Any]:
     """Trains one critic and measures it."""
-    dim = 20
-    cheap = cheap_critic(task, dim, seed)
+    cheap = cheap_critic(task, seed)
     pools = Pools(task, cheap, POOL)
     torch.manual_seed(seed + 1000)
-    critic = Concat(dim, hidden=256, layers=2)
+    critic = Concat(dim_of(task), hidden=256, layers=2)
     optimizer = torch.optim.Adam(critic.parameters(), 5e-4, fused=True)
     loss = loss_of(arm, task, pools)
     start = time.perf_counter()
@@ -132,10 +137,10 @@ def _step(loss: Callable[[nn.Module], Tensor], critic: nn.Module, optimizer: tor
 
 def noise(task: Task, seed: int) -> dict[str, Any]:
     """The noise of every way's gradient at one critic, trained for 500 steps with uniform negatives."""
-    cheap = cheap_critic(task, 20, seed)
+    cheap = cheap_critic(task, seed)
     pools = Pools(task, cheap, POOL)
     torch.manual_seed(seed + 1000)
-    critic = Concat(20, hidden=256, layers=2)
+    critic = Concat(dim_of(task), hidden=256, layers=2)
     optimizer = torch.optim.Adam(critic.parameters(), 5e-4, fused=True)
     for _ in range(500):
         _step(loss_of("uniform", task, pools), critic, optimizer)
@@ -155,19 +160,19 @@ def noise(task: Task, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--information", type=float, nargs="+", default=[6.0, 10.0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--steps", type=int, default=2500)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = {information: gaussian(information) for information in given.information}
+    tasks = {name: TASKS[name] for name in given.tasks}
     for seed in range(given.seeds):
-        for information, task in tasks.items():
+        for name, task in tasks.items():
+            config = {"task": name, "information": task.information, "k": K, "pool": POOL}
             for arm in ARMS:
-                config = {"information": information, "arm": arm, "k": K, "pool": POOL, "steps": given.steps}
-                run("trained", config, seed, lambda task=task, arm=arm, seed=seed: train(task, arm, seed, given.steps))
-    for information, task in tasks.items():
-        config = {"information": information, "k": K, "pool": POOL}
-        run("noise", config, 0, lambda task=task: noise(task, 0))
+                config_of_arm = config | {"arm": arm, "steps": given.steps}
+                run("trained", config_of_arm, seed, partial(train, task, arm, seed, given.steps))
+            if seed == 0:
+                run("noise", config, seed, partial(noise, task, seed))
 
 
 if __name__ == "__main__":
