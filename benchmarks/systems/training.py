@@ -90,6 +90,7 @@ class Learner:
         bound: held-out images to what may be claimed of the loss in nats; None where the objective has no such number.
         measure: the data set, and the images judged on, to the figures; None for `probed`.
         prepare: sees all training images (uint8, in the order of their numbers) once, before the first step.
+        glance: the data set to points of the curves, from held-out images; None for k-NN on a few of them.
     """
 
     modules: nn.Module
@@ -99,6 +100,7 @@ class Learner:
     bound: Callable[[Tensor], Bound] | None = None
     measure: Callable[[Images, ImageSplit], Figures] | None = None
     prepare: Callable[[Tensor], None] = unprepared
+    glance: Callable[[Images], Figures] | None = None
 
 
 def run(
@@ -140,7 +142,7 @@ def run(
 def fit(
     learner: Learner, images: Images, budget: Budget, seed: int, tick: Callable[[float], None]
 ) -> dict[str, list[float]]:
-    """Trains, and returns the curves of the loss and of k-NN on held-out images.
+    """Trains, and returns the curves of the loss and of what held-out images tell.
 
     Arguments:
         learner: trained in place.
@@ -179,8 +181,8 @@ def fit(
             if step % every == 0 or step == budget.steps:
                 curves["iteration"].append(step)
                 curves["loss"].append(statistics.fmean(losses))
-                if learner.features:
-                    curves.setdefault("held_out_knn", []).append(_glance(learner, images))
+                for name, value in glanced(learner, images).items():
+                    curves.setdefault(name, []).append(value)
                 losses = []
                 tick(step / budget.steps)
     learner.modules.eval()
@@ -230,15 +232,37 @@ def probed(learner: Learner, images: Images, judged_on: ImageSplit) -> Figures:
     return figures
 
 
-def _glance(learner: Learner, images: Images) -> float:
+def glanced(learner: Learner, images: Images) -> Figures:
+    """The points of the curves at a step: of `Learner.glance`, or k-NN on `CURVE_IMAGES` held-out images.
+
+    Arguments:
+        learner: in training mode, and again when this returns.
+        images: the data set; test images are not touched.
+    """
+    if learner.glance is None and not learner.features:
+        return {}
     learner.modules.eval()
-    feature = next(iter(learner.features.values()))
-    train, held_out = (
-        (encoded(feature, split.images[:CURVE_IMAGES]), split.labels[:CURVE_IMAGES])
-        for split in (images.train, images.held_out)
-    )
+    if learner.glance is not None:
+        found = learner.glance(images)
+    else:
+        rows = few(next(iter(learner.features.values())), images, CURVE_IMAGES)
+        found = {"held_out_knn": knn_accuracy(*rows)}
     learner.modules.train()
-    return knn_accuracy(*train, *held_out)
+    return found
+
+
+def few(feature: Callable[[Tensor], Tensor], images: Images, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings and labels of the first training images, then of the first held-out ones.
+
+    Arguments:
+        feature: of `Learner.features`.
+        images: the data set.
+        count: of each.
+    """
+    train, held_out = (
+        (encoded(feature, split.images[:count]), split.labels[:count]) for split in (images.train, images.held_out)
+    )
+    return *train, *held_out
 
 
 @torch.no_grad()
