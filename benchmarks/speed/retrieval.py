@@ -10,6 +10,8 @@ N / 100 classes, leave one out: recall@1 (which is precision@1), R-precision and
 - FAISS' search alone, as deep: no metric.
 - scikit-learn's brute-force neighbours and the metrics by numpy, written for this table.
 - torchmetrics, 1,000 queries against each other, for it takes a score and a query number of every pair.
+- ranx, precision@1, R-precision and the reciprocal rank of rankings that are there already, in its own types; filling
+  these is not timed.
 
 FAISS and scikit-learn multiply by OpenBLAS, whose choice of kernels follows OPENBLAS_CORETYPE: set it to what the
 processor can do, or both are slow. One thread is timed by the process's own clock. Needs the extra `bench`.
@@ -18,7 +20,7 @@ processor can do, or both are slow. One thread is timed by the process's own clo
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import faiss
@@ -41,6 +43,7 @@ from benchmarks.speed.measure import (
     write,
 )
 from contrastive import evaluate_retrieval
+from contrastive.metrics import retrieval_metrics
 from contrastive.retrieval import search
 
 WIDTH, PER_CLASS = 128, 100
@@ -122,6 +125,39 @@ def torchmetrics_(x: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {type(metric).__name__: metric(scores, relevant, indexes=query) for metric in metrics}
 
 
+@cache
+def neighbours(x: Tensor, labels: Tensor) -> Tensor:
+    return search(x, x, depth(labels) - 1, exclude_self=True).ids
+
+
+def ours_of_rankings(x: Tensor, labels: Tensor) -> dict[str, float]:
+    hits = labels[neighbours(x, labels)] == labels[:, None]
+    relevant = labels.bincount()[labels] - 1
+    found = retrieval_metrics(hits, relevant, ("precision@1", "r_precision", "mrr"))
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
+@cache
+def in_types_of_ranx(x: Tensor, labels: Tensor) -> tuple[object, object]:
+    from ranx import Qrels, Run
+
+    members = [np.flatnonzero(labels.numpy() == label) for label in range(int(labels.max()) + 1)]
+    relevant = {f"q{i}": {f"d{j}": 1 for j in members[label] if j != i} for i, label in enumerate(labels.tolist())}
+    ranks = {
+        f"q{i}": {f"d{j}": float(-rank) for rank, j in enumerate(row)}
+        for i, row in enumerate(neighbours(x, labels).tolist())
+    }
+    return Qrels(relevant), Run(ranks)
+
+
+def ranx_of_rankings(x: Tensor, labels: Tensor) -> dict[str, float]:
+    from numba import set_num_threads
+    from ranx import evaluate
+
+    set_num_threads(torch.get_num_threads())
+    return evaluate(*in_types_of_ranx(x, labels), ["precision@1", "r-precision", "mrr"])
+
+
 Work = Callable[[Tensor, Tensor], object]
 # Work: {name: (what is timed, largest N it is run at)}. Ours come first.
 WORKS: dict[str, dict[str, tuple[Work, int]]] = {
@@ -138,6 +174,10 @@ WORKS: dict[str, dict[str, tuple[Work, int]]] = {
     "search": {
         "kpair search": (ours_search, 100_000),
         "FAISS search alone": (faiss_search, 100_000),
+    },
+    "metrics of rankings": {
+        "kpair retrieval_metrics": (ours_of_rankings, 10_000),
+        "ranx": (ranx_of_rankings, 10_000),
     },
     "three metrics, small": {
         "kpair evaluate_retrieval": (ours, 1_000),
@@ -172,6 +212,10 @@ def agree(n: int = 2000) -> None:
     for name, of_pml in names.items():
         if not (abs(found[name] - theirs[of_pml]) < 1e-5 and abs(found[name] - third[name]) < 1e-5):
             raise SystemExit(f"{name}: ours {found[name]}, PML {theirs[of_pml]}, scikit-learn {third[name]}")
+    small = batch(200)
+    for kpair, ranx in zip(ours_of_rankings(*small).values(), ranx_of_rankings(*small).values(), strict=True):
+        if abs(kpair - ranx) > 1e-5:
+            raise SystemExit(f"rankings: ours {kpair}, ranx {ranx}")
 
 
 def measured(work: str, n: int, *, seconds: float, with_memory: bool) -> Iterator[Row]:
@@ -196,7 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("retrieval.json"), metavar="FILE")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--sizes", type=lambda s: [int(n) for n in s.split(",")], default=[1_000, 10_000, 50_000])
+    parser.add_argument(
+        "--sizes", type=lambda s: [int(n) for n in s.split(",")], default=[1_000, 10_000, 50_000, 100_000]
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="rounds of a work at a size go on for so long")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak", nargs=3, metavar=("WORK", "NAME", "N"), help="print the megabytes of one entry")
