@@ -200,6 +200,11 @@ class Target:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def widest(self) -> int:
+        """Rows of the largest block."""
+        return max(end - first for first, end in self.blocks)
+
     def extended(self, function: str, rows: Tensor, more: Tensor) -> "Target":
         """The same gallery with more rows; an index takes them in, where it lies.
 
@@ -385,7 +390,7 @@ class Search:
             scores, ids = self._filtered(x, y, k, own, first, squares)
             return scores, ids + first
         top = _torch_top if self.target.by == "torch" else _faiss_top
-        scores, ids = top(x, y, k, self.target.metric, squares, own)
+        scores, ids = top(x, y, k, self.target, squares, own)
         if squares is not None:
             scores, ids = _as_distances(x, y, scores, ids)
         return scores, ids + first
@@ -400,7 +405,7 @@ class Search:
             again = self._filtered(x[left], y, k, None if own is None else own[left], first, squares)
             scores[left], ids[left] = again
         elif len(left):
-            of_left = _torch_top(x[left], y, k, self.target.metric, squares, None if own is None else own[left])
+            of_left = _torch_top(x[left], y, k, self.target, squares, None if own is None else own[left])
             scores[left], ids[left] = of_left if squares is None else _as_distances(x[left], y, *of_left)
         return scores, ids
 
@@ -436,16 +441,10 @@ class Search:
         return torch.cat(parts)
 
     def settled(self, places: Int64[Tensor, " some"], k: int) -> tuple[Tensor, Tensor]:
-        """Rankings of some queries by torch, whose scores are those of `scores`."""
-        x, own = self._some(places)
+        """Rankings of some queries, whose scores are those of `scores`: bit for bit, for they are read off these."""
         best: tuple[Tensor, Tensor] | None = None
-        for first, end in self.target.blocks:
-            y, squares = self.target.block(first, end)
-            of_block = _torch_top(
-                x, y, min(k, len(y)), self.target.metric, squares, None if own is None else own - first
-            )
-            scores, ids = of_block if squares is None else _as_distances(x, y, *of_block)
-            best = merged(best, (scores, ids + first), k)
+        for items, block in self.scores(places):
+            best = with_block(best, block, int(items[0]), k)
         assert best is not None
         return best
 
@@ -458,15 +457,14 @@ class Search:
     ) -> Iterator[tuple[Int64[Tensor, " block"], Float[Tensor, "some block"]]]:
         """Scores of some queries against all items, block by block: yields (items, scores), the own one -inf."""
         x, own = self._some(places)
+        # One width for all: of products of another shape the same two rows may score otherwise in the last bit.
+        width = _even(self.target.widest, max(1, BLOCK // len(x)))
         for start, end in self.target.blocks:
             y, squares = self.target.block(start, end)
-            width = max(1, min(len(y), BLOCK // len(x)))
-            width = max(_WHOLE[1], width // _WHOLE[1] * _WHOLE[1])
             for first in range(0, len(y), width):
                 z = y[first : first + width]
-                scores = similarity(
-                    x, z, self.target.metric, None if squares is None else squares[first : first + width]
-                )
+                of_z = None if squares is None else _filled_up(squares[first : first + width], width)
+                scores = similarity(x, _filled_up(z, width), self.target.metric, of_z)[:, : len(z)]
                 if squares is not None:
                     ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
                     scores = _distances(x, z, scores, ids)
@@ -648,6 +646,17 @@ def similarity(
         return torch.addmm(_filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0, out=place)[:rows, :columns]
 
 
+def _even(size: int, most: int) -> int:
+    """The width of blocks of columns that are all the same, whole multiples, and about as wide as they may be.
+
+    Arguments:
+        size: columns in all.
+        most: columns of one block.
+    """
+    count = -(-size // most)
+    return -(-size // (count * _WHOLE[1])) * _WHOLE[1]
+
+
 def _filled_up(x: Tensor, multiple: int) -> Tensor:
     """Zeros after the last row, up to a multiple of so many; no copy where there is nothing to add."""
     missing = -len(x) % multiple
@@ -673,20 +682,20 @@ def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "f
 
 
 def _torch_top(
-    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None
+    x: Tensor, y: Tensor, k: int, target: Target, squares: Tensor | None, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Exact top-k over blocks of scores; equal scores in the order of ids."""
-    width = min(len(y), max(BLOCK_WIDTH, 4 * k))
+    width = _even(target.widest, max(BLOCK_WIDTH, 4 * k))
     height = max(2, BLOCK // width)
     starts = range(0, len(x), height)
     best: list[tuple[Tensor, Tensor] | None] = [None] * len(starts)
     # Fresh memory costs as much as half of the product.
     out = x.new_empty((min(height, len(x)) + _WHOLE[0]) * (width + _WHOLE[1]))
     for first in range(0, len(y), width):
-        z, columns = _filled_up(y[first : first + width], _WHOLE[1]), min(width, len(y) - first)
-        of_z = None if squares is None else _filled_up(squares[first : first + width], _WHOLE[1])
+        z, columns = _filled_up(y[first : first + width], width), min(width, len(y) - first)
+        of_z = None if squares is None else _filled_up(squares[first : first + width], width)
         for place, i in enumerate(starts):
-            scores = similarity(x[i : i + height], z, metric, of_z, out=out)[:, :columns]
+            scores = similarity(x[i : i + height], z, target.metric, of_z, out=out)[:, :columns]
             _leave_out(scores, None if own is None else own[i : i + height], first)
             best[place] = with_block(best[place], scores, first, k)
     found = [part for part in best if part is not None]
@@ -708,9 +717,10 @@ def with_block(best: tuple[Tensor, Tensor] | None, scores: Tensor, first: int, k
 
 
 def _faiss_top(
-    x: Tensor, y: Tensor, k: int, metric: str, squares: Tensor | None, own: Tensor | None
+    x: Tensor, y: Tensor, k: int, target: Target, squares: Tensor | None, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same by FAISS. One more item is asked for, to see a tie at the cut: torch settles those rows."""
+    metric = target.metric
     asked = min(k + (own is not None) + 1, len(y))
     found = _faiss.knn(
         x.cpu().contiguous().numpy(), y.cpu().contiguous().numpy(), asked, inner_product=metric != "euclidean"
@@ -730,7 +740,7 @@ def _faiss_top(
         values = values + x.square().sum(1, keepdim=True)
     if len(cut):
         values, ids = values.clone(), ids.clone()
-        values[cut], ids[cut] = _torch_top(x[cut], y, k, metric, squares, None if own is None else own[cut])
+        values[cut], ids[cut] = _torch_top(x[cut], y, k, target, squares, None if own is None else own[cut])
     return values, ids
 
 

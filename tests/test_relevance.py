@@ -122,6 +122,26 @@ def test_ties_in_any_block(monkeypatch):
         assert evaluate_retrieval(x, labels, **options).mean == pytest.approx(expected.mean, abs=1e-6), name
 
 
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+def test_ties_where_products_round_as_they_are_cut(metric, monkeypatch):
+    x, labels = torch.randn(40, 2)[torch.randint(40, (300,))], torch.randint(0, 4, (300,))  # equal rows
+    options = {"ks": (1, 3), "metrics": (*ALL, "knn"), "backend": "torch", "metric": metric}
+    expected = evaluate_retrieval(x, labels, **options)
+    assert expected.tied > 0
+    multiply, shapes = neighbours.similarity, set()
+
+    def rounded(x, y, metric, squares=None, **rest):
+        shapes.add((len(x), len(y)))
+        return multiply(x, y, metric, squares, **rest) * (1 + (len(x) + len(y)) % 11 * 2.0**-20)
+
+    monkeypatch.setattr(neighbours, "similarity", rounded)
+    for names in ({"BLOCK": 2**15}, {"BLOCK_WIDTH": 100}, {"GALLERY_KEPT": 1, "GALLERY_BLOCK": 260}):
+        for name, value in names.items():
+            monkeypatch.setattr(neighbours, name, value)
+        assert evaluate_retrieval(x, labels, **options).mean == pytest.approx(expected.mean, abs=1e-6), names
+    assert len(shapes) > 1
+
+
 # --- several labels, lists --------------------------------------------------------------------------------------------
 
 
