@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.lines import half_width, markdown
 from benchmarks.pool.runs import runs
+from benchmarks.pool.tasks import TASKS
 
 SCHEDULE = (2, 4, 6, 8, 10)
 
@@ -41,7 +42,7 @@ def _value(line: dict[str, Any]) -> str:
 def over_seeds(experiment: str, figures: dict[str, str], by: tuple[str, ...]) -> str:
     """Means over seeds with the half-width of a t-interval; failed runs are counted."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in runs(experiment):
+    for line in in_order(runs(experiment)):
         groups.setdefault(tuple(line["config"][key] for key in by), []).append(line)
     rows = [[*by, "seeds", *figures]]
     for key, found in groups.items():
@@ -52,9 +53,15 @@ def over_seeds(experiment: str, figures: dict[str, str], by: tuple[str, ...]) ->
     return markdown(rows)
 
 
+def in_order(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of tasks in the order of `TASKS`, others as they are."""
+    order = list(TASKS)
+    return sorted(found, key=lambda line: order.index(line["config"]["task"]) if "task" in line["config"] else 0)
+
+
 def noise() -> str:
     """The noise of gradients, a task a row."""
-    found = [line for line in runs("noise") if line["status"] == "ok"]
+    found = [line for line in in_order(runs("noise")) if line["status"] == "ok"]
     ways = list(found[0]["gradient_noise"]) if found else []
     rows = [[line["config"]["task"], *(f"{line['gradient_noise'][way]:.1f}" for way in ways)] for line in found]
     return markdown([["task", *ways], *rows])
@@ -64,11 +71,10 @@ def _mean(values: list[float], spec: str) -> str:
     if not values:
         return ""
     scale = 100 if spec.endswith("%") else 1
-    mean = f"{scale * statistics.fmean(values):{spec.rstrip('%')}}"
-    if len(values) < 2:
-        return mean
-    half = scale * half_width(values)
-    return f"{mean} ± {half:{spec.rstrip('%')}}"
+    mean = scale * statistics.fmean(values)
+    spec = ".1e" if abs(mean) > 1e5 else spec.rstrip("%")  # an exponential of what a heavy tail scores
+    half = f" ± {scale * half_width(values):{spec}}" if len(values) > 1 else ""
+    return f"{mean:{spec}}{half}"
 
 
 def figure(path: Path) -> None:
