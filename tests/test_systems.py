@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import lines, series
 from benchmarks.systems import __main__ as everything
-from benchmarks.systems import data, pixels, report, results_page, runs, swap, training
+from benchmarks.systems import amdim_hour, data, pixels, report, results_page, runs, swap, training
 from benchmarks.systems.training import Budget
 
 NEEDED = {
@@ -158,7 +158,7 @@ def test_the_page_of_the_documentation_has_the_table_of_blocks():
 
 
 def test_the_page_of_results_is_made_of_the_lines():
-    made = results_page.page(series.recorded(runs.RESULTS))
+    made = results_page.page(series.recorded(runs.RESULTS), series.recorded(results_page.OF_THE_PAPER))
     assert results_page.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.systems.results_page"
 
 
@@ -180,6 +180,14 @@ def test_goals_leave_out_other_negatives_and_critics():
     )
 
 
+def test_a_line_of_another_budget_is_no_line_of_the_preset():
+    budget = dataclasses.asdict(SYSTEMS["imsat"].plans["quick"].budget)
+    row = {"config": {"preset": "quick", "budget": budget}}
+    assert runs.as_planned(SYSTEMS["imsat"], row)
+    row["config"]["budget"] = budget | {"steps": 1}
+    assert not runs.as_planned(SYSTEMS["imsat"], row)
+
+
 def test_nats_of_the_table_are_of_the_runs_that_have_them():
     line = {"experiment": "simclr", "status": "ok", "iterations": 1, "cpu_seconds": 1.0, "random": {}, "trained": {}}
     config = {"preset": "quick", "judged_on": "test", "arm": "", "miner": "none", "critic": "own"}
@@ -194,3 +202,20 @@ def test_pixels_are_probed_untrained(tmp_path, capsys):
     assert {line["experiment"] for line in lines_} == {"pixels of cifar10", "pixels of mnist"}
     assert all(line["status"] == "ok" and line["random"] == {} and "linear" in line["trained"] for line in lines_)
     assert "pixels of mnist" in capsys.readouterr().out
+
+
+def test_the_hour_has_a_curve_of_probes(tmp_path):
+    """A larger budget of AMDIM: its line has held-out probes on the way, and the page says how far it is behind."""
+    words = ["--preset", "smoke", "--made-up", "--results", str(tmp_path / "lines.jsonl"), "--quiet"]
+    amdim_hour.main(words)
+    (line,) = series.recorded(tmp_path / "lines.jsonl")
+    curves = line["curves"]
+    assert len(curves["iteration"]) == len(curves["held_out_linear"]) == len(curves["held_out_knn"]) == 1
+    told = results_page.hour([line])
+    reached = 100 * line["trained"]["linear"]
+    assert f"reads {reached:.1f} %" in told
+    assert f"gap of {91.2 - reached:.1f} points" in told
+    results_page.picture([line | {"config": line["config"] | {"preset": "quick"}}], tmp_path / "hour.svg")
+    assert "published" in (tmp_path / "hour.svg").read_text()
+    with pytest.raises(SystemExit, match="the presets smoke and quick"):
+        amdim_hour.main([*words, "--preset", "paper"])

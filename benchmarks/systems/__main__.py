@@ -24,7 +24,7 @@ from benchmarks.systems import (
     simclr,
     time_contrastive,
 )
-from benchmarks.systems.runs import SEEDS, parser, perform, results_of
+from benchmarks.systems.runs import SEEDS, as_planned, parser, perform, results_of
 from contrastive.errors import InputError
 
 MODULES = (simclr, moco, cmc, deep_infomax, amdim, cpc, time_contrastive, mine, deep_cca, iic, imsat)
@@ -47,6 +47,7 @@ def main(given: list[str] | None = None) -> None:
         rows = [row for row in series.recorded(results_of(options)) if row["config"]["preset"] == options.preset]
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
+    rows = [row for row in rows if row["experiment"] not in SYSTEMS or as_planned(SYSTEMS[row["experiment"]], row)]
     if not rows:
         raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset}")
     folder = options.folder or Path("runs") / f"systems-{options.preset}"

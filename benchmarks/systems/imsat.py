@@ -121,7 +121,7 @@ SYSTEM = System(
     build,
     plans={
         "smoke": Plan(Budget(batch=32, steps=2, lr=2e-3, images=64, points=1), {"hidden": (16, 16)}),
-        "quick": Plan(Budget(batch=250, steps=2000, lr=2e-3, images=10_000), {"hidden": (600, 600)}),
+        "quick": Plan(Budget(batch=250, steps=4000, lr=2e-3, images=30_000), {"hidden": (600, 600)}),
         "paper": Plan(Budget(batch=250, steps=11_000, lr=2e-3, images=55_000, warmup=0, decay=()), {"bfloat16": False}),
     },
     dataset="mnist",

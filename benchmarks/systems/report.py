@@ -13,7 +13,7 @@ from benchmarks.curves import Panel, figure
 if TYPE_CHECKING:
     from benchmarks.systems.runs import Goal, System
 
-__all__ = ["blocks", "goals", "table", "text", "verdict", "write"]
+__all__ = ["blocks", "goal_row", "goals", "table", "text", "verdict", "write"]
 
 Row = dict[str, Any]
 KEYS = ("arm", "miner", "critic")
@@ -90,13 +90,24 @@ def goals(systems: Sequence["System"], rows: Sequence[Row]) -> list[list[str]]:
         if goal is None:
             continue
         if name not in reached:
-            made.append([name, goal.text, "not run yet", "", ""])
-        for told, values in reached[name].items():
-            spread = f" ± {lines.half_width(values):.3g}" if len(values) > 1 else ""
-            every = ", ".join(f"{value:.3g}" for value in values)
-            mean = f"{statistics.fmean(values):.3g}{spread}"
-            made.append([told, goal.text, every, mean, verdict(goal, values)])
+            made.append(goal_row(name, goal, []))
+        made += [goal_row(told, goal, values) for told, values in reached[name].items()]
     return made
+
+
+def goal_row(told: str, goal: "Goal", values: Sequence[float]) -> list[str]:
+    """A row of `goals`.
+
+    Arguments:
+        told: of what.
+        goal: what it should reach.
+        values: one a seed.
+    """
+    if not values:
+        return [told, goal.text, "not run yet", "", ""]
+    spread = f" ± {lines.half_width(values):.3g}" if len(values) > 1 else ""
+    every = ", ".join(f"{value:.3g}" for value in values)
+    return [told, goal.text, every, f"{statistics.fmean(values):.3g}{spread}", verdict(goal, values)]
 
 
 def verdict(goal: "Goal", values: Sequence[float]) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "Goal",
     "Plan",
     "System",
+    "as_planned",
     "main",
     "parser",
     "perform",
@@ -185,6 +186,17 @@ def planned(system: System, options: argparse.Namespace) -> list[Config]:
         for arm, own in plan.arms.items()
         if options.arms is None or arm in options.arms
     ]
+
+
+def as_planned(system: System, row: dict[str, Any]) -> bool:
+    """Whether a line has the budget that its preset has now; a budget that was chosen anew leaves its old lines there.
+
+    Arguments:
+        system: of this folder.
+        row: line of one of its runs.
+    """
+    config = row["config"]
+    return bool(config["budget"] == _as_read(asdict(system.plans[config["preset"]].budget)))
 
 
 def _as_read(value: Any) -> Any:
