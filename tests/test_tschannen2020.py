@@ -80,6 +80,15 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert figures[0] == figures[1]  # a run depends on its configuration and seed only
 
 
+def test_some_configurations_only(tmp_path):
+    rows = runs.perform([sampling.EXPERIMENT], options(tmp_path, "--where", "objective=nce"))
+    every = sampling.EXPERIMENT.plan("smoke", "paper", "made-up")
+    assert 0 < len(rows) < len(every)
+    assert {row["config"]["objective"] for row in rows} == {"nce"}
+    with pytest.raises(InputError, match="--where objectiv=nce: no configuration of sampling"):
+        runs.perform([sampling.EXPERIMENT], options(tmp_path, "--where", "objectiv=nce"))
+
+
 def test_a_file_of_another_version_is_refused(tmp_path):
     (tmp_path / "lines.jsonl").write_text(json.dumps({"format": 0, "experiment": "sampling"}) + "\n")
     with pytest.raises(InputError, match=r"line 1: written by format 0, this is format 1.*--results"):

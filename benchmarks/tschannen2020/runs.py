@@ -98,6 +98,9 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
     Arguments:
         experiments: of this folder.
         options: of `parser`.
+
+    Raises:
+        InputError: where ``--where`` leaves nothing, and what `series.perform` refuses.
     """
     asked = [
         series.Run(
@@ -112,7 +115,12 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
         for experiment in experiments
         for seed in range(options.seeds)
         for config in planned(experiment, options)
+        if _is_meant(config, options.where)
     ]
+    if not asked:
+        raise InputError(
+            f"--where {' '.join(options.where)}: no configuration of {', '.join(e.name for e in experiments)}"
+        )
     return series.perform(asked, results_of(options), quiet=options.quiet)
 
 
@@ -137,6 +145,11 @@ def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace
     return load(config["data"], options.data_root, download=options.download)
 
 
+def _is_meant(config: Config, where: Sequence[str]) -> bool:
+    """Whether every KEY=VALUE of `where` holds."""
+    return all(str(config.get(key)) == value for key, _, value in (word.partition("=") for word in where))
+
+
 def _told(config: Config) -> str:
     names = ("encoder", "critic", "objective", "miner", "target", "sampling")
     return ", ".join(str(config[name]) for name in names if config.get(name) not in (None, "none"))
@@ -151,6 +164,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = series.parser(description, seeds=SEEDS)
     made.add_argument("--variant", choices=("paper", "code"), default="paper", help="where text and code differ")
     made.add_argument("--data", choices=NAMES, default="mnist")
+    made.add_argument("--where", nargs="+", default=(), metavar="KEY=VALUE", help="some configurations only")
     return made
 
 
