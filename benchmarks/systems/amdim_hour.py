@@ -43,7 +43,7 @@ SYSTEM = replace(
     plans={
         "smoke": replace(amdim.SYSTEM.plans["smoke"], arms={"": {}}),
         "quick": Plan(
-            Budget(batch=128, steps=7000, lr=1e-3, images=45_000, arguments=amdim.ADAM, warmup=200, points=14),
+            Budget(batch=128, steps=5000, lr=1e-3, images=45_000, arguments=amdim.ADAM, warmup=200, points=10),
             {"width": 48, "out": 256},
         ),
     },
