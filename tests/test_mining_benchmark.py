@@ -9,8 +9,9 @@ from benchmarks.mining import __main__ as benchmark
 from benchmarks.mining import training
 from benchmarks.mining.arms import ARMS
 from benchmarks.mining.training import Task, run
-from benchmarks.splits import HELD_OUT
-from contrastive.data import ImageData, ImageSplit
+from benchmarks.splits import HELD_OUT, with_held_out
+from contrastive.data import ImageData, ImageSplit, limit
+from contrastive.errors import InputError
 
 
 def made_up(by_class: bool) -> Task:
@@ -47,6 +48,20 @@ def test_tuning_leaves_the_test_images_aside(monkeypatch):
     assert len(tune.test) == HELD_OUT
     assert not set(tune.train.labels.tolist()) & set(tune.test.labels.tolist())
     assert report.test is data.test
+
+
+def test_held_out_images_are_of_all_classes_however_many_there_are():
+    labels = torch.arange(10).repeat_interleave(100)  # sorted by class, as CIFAR-10's files are
+    split = ImageSplit(torch.zeros(1000, 1, 1, 1, dtype=torch.uint8), labels)
+    data = ImageData("sorted", split, split, ())
+    train, held_out = with_held_out(data, 700, 300)
+    assert len(held_out.labels.unique()) == len(train.labels[:50].unique()) == 10
+    assert torch.cat([train.labels, held_out.labels]).bincount().tolist() == [100] * 10
+    fewer, _ = with_held_out(data, 500, 300)
+    assert torch.equal(fewer.labels, limit(data, 500).train.labels)
+    assert torch.equal(fewer.labels, train.labels[:500])
+    with pytest.raises(InputError, match="sorted: 900 images and 300 held out, but there are 1000"):
+        with_held_out(data, 900, 300)
 
 
 def test_paired_seeds_share_weights_batches_and_views():
