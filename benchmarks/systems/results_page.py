@@ -120,10 +120,11 @@ def hour(rows: Sequence[Row]) -> str:
 {budget["batch"]} images, {epochs:.0f} epochs of {budget["images"]}, an encoder {width} channels wide;
 settings of one try, none was tuned. The linear probe reads {reached:.1f} % of test images.
 
-The authors report {published:.1f} % (as quoted elsewhere; their table was not at hand) for an encoder several times as wide and
-deep, trained far longer on graphics cards; the preset `paper` has the settings of their code. The gap of
-{published - reached:.1f} points is of budget and width together: neither was varied alone. The loss still falls at the end; the curve of
-held-out images (a linear probe of 10,000 training images on 5,000 others) is nearly flat."""
+The authors report {published:.1f} % (as quoted elsewhere; their table was not at hand) for an encoder several
+times as wide and deep, trained far longer on graphics cards; the preset `paper` has the settings of their code. The
+gap of {published - reached:.1f} points is of budget and width together: neither was varied alone. The loss still
+falls at the end; the curve of held-out images (a linear probe of 10,000 training images on 5,000 others) is nearly
+flat."""
     return "\n\n".join([report.text(rows), f"![Probes of held-out images by iteration]({HOUR.name})", told])
 
 
