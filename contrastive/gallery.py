@@ -30,6 +30,7 @@ from contrastive.neighbours import (
     in_order_of_ids,
     own_rows,
     refuse_others,
+    rows_in_order,
 )
 
 __all__ = ["Gallery"]
@@ -77,7 +78,7 @@ class Gallery:
         self._ids = torch.arange(len(checked), device=checked.device)
         if ids is not None:
             self._ids, order = in_order_of_ids("Gallery", ids, checked)
-            checked = checked if bool((order.diff() == 1).all()) else checked[order]
+            checked = rows_in_order(checked, order)
         self._target = Target("Gallery", checked, metric=metric, backend=backend, nprobe=nprobe)
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class Gallery:
         ordered, order = in_order_of_ids("Gallery.add", names, all_rows)
         if self._target.index is None:
             # Equal scores come by id: rows are kept in that order. An index keeps its own, see `search`.
-            all_rows = all_rows if bool((order.diff() == 1).all()) else all_rows[order]
+            all_rows = rows_in_order(all_rows, order)
             names = ordered
         self._target = self._target.extended("Gallery.add", all_rows, more)
         self._ids = names

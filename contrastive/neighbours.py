@@ -145,8 +145,11 @@ class Space:
 
 
 def _longest(x: Tensor, centre: Tensor | None) -> float:
-    centred = x if centre is None else x - centre.to(x.dtype)
-    return float(torch.linalg.vector_norm(centred, dim=1, dtype=torch.float64).max())
+    longest = 0.0
+    for part in torch.split(x, max(1, BLOCK // x.shape[1])):  # a mapped file is no array in memory
+        centred = part if centre is None else part - centre.to(part.dtype)
+        longest = max(longest, float(torch.linalg.vector_norm(centred, dim=1, dtype=torch.float64).max()))
+    return longest
 
 
 def prepared(function: str, x: Tensor, y: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -190,6 +193,8 @@ class Target:
         self._coded: tuple[int, Codes] | None = None
         self._code = faster_dtype(rows.device, rows.shape[1]) if self.by == "filter" else rows.dtype
         self.index = index
+        if nprobe < 1:
+            raise InputError(f"{function}: nprobe is {nprobe}, expected at least 1")
         if factory is not None and index is None:
             parts = (self.space(rows[first:end]).cpu().numpy() for first, end in self.blocks)
             sample = self.space(_sample(rows)).cpu().numpy()
@@ -458,13 +463,13 @@ class Search:
         """Scores of some queries against all items, block by block: yields (items, scores), the own one -inf."""
         x, own = self._some(places)
         # One width for all: of products of another shape the same two rows may score otherwise in the last bit.
-        width = _even(self.target.widest, max(1, BLOCK // len(x)))
+        width = even_width(self.target.widest, max(1, BLOCK // len(x)))
         for start, end in self.target.blocks:
             y, squares = self.target.block(start, end)
             for first in range(0, len(y), width):
                 z = y[first : first + width]
-                of_z = None if squares is None else _filled_up(squares[first : first + width], width)
-                scores = similarity(x, _filled_up(z, width), self.target.metric, of_z)[:, : len(z)]
+                of_z = None if squares is None else filled_up(squares[first : first + width], width)
+                scores = similarity(x, filled_up(z, width), self.target.metric, of_z)[:, : len(z)]
                 if squares is not None:
                     ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
                     scores = _distances(x, z, scores, ids)
@@ -515,6 +520,11 @@ def in_order_of_ids(function: str, ids: Tensor, gallery: Tensor) -> tuple[Int64[
     if int(ordered[0]) < 0:
         raise InputError(f"{function}: gallery_ids hold {int(ordered[0])}, expected ids of at least 0")
     return ordered, order
+
+
+def rows_in_order(rows: Tensor, order: Int64[Tensor, " rows"]) -> Tensor:
+    """The rows in an order, without a copy where it is the one they have: a mapped file stays one."""
+    return rows if bool((order.diff() == 1).all()) else rows[order]
 
 
 def own_rows(
@@ -637,16 +647,16 @@ def similarity(
     """
     rows, columns = len(x), len(y)
     squares = y.square().sum(1) if squares is None and metric == "euclidean" else squares
-    x, y = _filled_up(x, _WHOLE[0]), _filled_up(y, _WHOLE[1])
+    x, y = filled_up(x, _WHOLE[0]), filled_up(y, _WHOLE[1])
     place = None if out is None else out[: len(x) * len(y)].view(len(x), len(y))
     with torch.autocast(x.device.type, enabled=False), fast_products(x, _ANY_SIZE):  # autocast: in bfloat16
         if metric != "euclidean":
             return torch.mm(x, y.T, out=place)[:rows, :columns]
         assert squares is not None
-        return torch.addmm(_filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0, out=place)[:rows, :columns]
+        return torch.addmm(filled_up(squares, _WHOLE[1]).neg(), x, y.T, alpha=2.0, out=place)[:rows, :columns]
 
 
-def _even(size: int, most: int) -> int:
+def even_width(size: int, most: int) -> int:
     """The width of blocks of columns that are all the same, whole multiples, and about as wide as they may be.
 
     Arguments:
@@ -657,7 +667,7 @@ def _even(size: int, most: int) -> int:
     return -(-size // (count * _WHOLE[1])) * _WHOLE[1]
 
 
-def _filled_up(x: Tensor, multiple: int) -> Tensor:
+def filled_up(x: Tensor, multiple: int) -> Tensor:
     """Zeros after the last row, up to a multiple of so many; no copy where there is nothing to add."""
     missing = -len(x) % multiple
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
@@ -685,15 +695,15 @@ def _torch_top(
     x: Tensor, y: Tensor, k: int, target: Target, squares: Tensor | None, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Exact top-k over blocks of scores; equal scores in the order of ids."""
-    width = _even(target.widest, max(BLOCK_WIDTH, 4 * k))
+    width = even_width(target.widest, max(BLOCK_WIDTH, 4 * k))
     height = max(2, BLOCK // width)
     starts = range(0, len(x), height)
     best: list[tuple[Tensor, Tensor] | None] = [None] * len(starts)
     # Fresh memory costs as much as half of the product.
     out = x.new_empty((min(height, len(x)) + _WHOLE[0]) * (width + _WHOLE[1]))
     for first in range(0, len(y), width):
-        z, columns = _filled_up(y[first : first + width], width), min(width, len(y) - first)
-        of_z = None if squares is None else _filled_up(squares[first : first + width], width)
+        z, columns = filled_up(y[first : first + width], width), min(width, len(y) - first)
+        of_z = None if squares is None else filled_up(squares[first : first + width], width)
         for place, i in enumerate(starts):
             scores = similarity(x[i : i + height], z, target.metric, of_z, out=out)[:, :columns]
             _leave_out(scores, None if own is None else own[i : i + height], first)

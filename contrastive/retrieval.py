@@ -35,9 +35,12 @@ from contrastive.neighbours import (
     Target,
     as_pair,
     as_rows,
+    even_width,
+    filled_up,
     in_order_of_ids,
     own_rows,
     prepared,
+    rows_in_order,
     similarity,
     unit_rows,
 )
@@ -149,7 +152,7 @@ def search(
     ids: Tensor | None = None
     if gallery_ids is not None:
         ids, order = in_order_of_ids("search", gallery_ids, gallery)
-        gallery = gallery[order]
+        gallery = rows_in_order(gallery, order)
         exclude_self = gallery_ids if exclude_self is True else exclude_self
     own = own_rows("search", exclude_self, queries, len(gallery), ids)
     largest = len(gallery) - (own is not None)
@@ -297,13 +300,15 @@ def instance_recall(
     x, y = prepared(name, x, y, metric, x.dtype)
     higher = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     equal = torch.zeros_like(higher)
-    side = 1024
+    side = even_width(len(y), 1024)  # of products of one shape, or equal rows need not score the same
     for start in range(0, len(x), side):
         strip = x[start : start + side]
         rows = slice(start, start + len(strip))
-        own = similarity(strip, y[rows], metric).diagonal()[:, None].contiguous()
+        own = similarity(strip, filled_up(y[start : start + side], side), metric).diagonal()[: len(strip), None]
+        own = own.contiguous()
         for first in range(0, len(y), side):
-            scores = similarity(strip, y[first : first + side], metric)
+            block = y[first : first + side]
+            scores = similarity(strip, filled_up(block, side), metric)[:, : len(block)]
             if first == start:  # the same numbers again, but no device need promise that
                 scores.diagonal().copy_(own.squeeze(1))
             higher[rows] += (scores > own).sum(1)

@@ -1,6 +1,8 @@
 """Embeddings and labels from files: .npy, .npz, .safetensors, .parquet and .pt, never by running a pickle."""
 
 import json
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,11 +137,19 @@ def read_relevant(path: Path) -> list[dict[int, float]]:
     relevant = []
     for query, items in enumerate(content):
         try:
-            graded = items if isinstance(items, dict) else dict.fromkeys(map(int, items), 1.0)
-            relevant.append({int(row): float(grade) for row, grade in graded.items()})
-        except (TypeError, ValueError, OverflowError):  # the last for Infinity
+            relevant.append(_graded(items))
+        except (TypeError, ValueError):
             raise InputError(f"{path}: query {query} has {items!r:.40}, expected rows, or grades by row") from None
     return relevant
+
+
+def _graded(items: Any) -> dict[int, float]:
+    """Grades by row; what only could be read as rows, such as a string of digits or 1.7, is refused."""
+    if isinstance(items, dict):
+        return {int(row): float(grade) for row, grade in items.items()}
+    if not isinstance(items, list) or any(isinstance(row, bool) or not isinstance(row, int) for row in items):
+        raise TypeError
+    return dict.fromkeys(items, 1.0)
 
 
 def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
@@ -162,6 +172,10 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds a pickle of other things than tensors, and is not read: expected a tensor or a dict of them"
+        ) from error
     except Exception as error:
         # Every reader has exceptions of its own for a damaged file, and none of them is a defect of ours.
         reason = str(error).strip().splitlines()
@@ -206,7 +220,9 @@ def _column(path: Path, name: str, column: Any) -> Tensor | list[Any]:
 
 
 def _array(array: np.ndarray) -> Tensor | list[str]:
-    if array.dtype.kind in "US":
+    if array.dtype.kind == "S":
+        return [word.decode("utf-8", "surrogateescape") for word in array.tolist()]
+    if array.dtype.kind == "U":
         return [str(word) for word in array.tolist()]
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -232,4 +248,5 @@ def _describe(value: Any) -> str:
 
 
 def _is_integer(word: str) -> bool:
-    return word.lstrip("-").isdigit()
+    """Whether a word is an integer of 64 bits; larger ids are names, as good as any."""
+    return re.fullmatch(r"-?[0-9]{1,19}", word) is not None and -(2**63) <= int(word) < 2**63

@@ -211,6 +211,26 @@ def test_where_nothing_can_be_written_nothing_is_searched(x, capsys):
     assert error.out == ""
 
 
+def test_default_k_beyond_a_small_gallery_are_left_out(x, capsys):
+    """Also where rows are matched: nobody asked for k = 10."""
+    np.save("a.npy", x[0][:7].numpy())
+    np.save("b.npy", x[0][:7].numpy())
+    for words in ((), ("--sample", "3")):
+        run(capsys, "a.npy", "--gallery", "b.npy", "--json", "out.json", *words)
+        assert {"recall@1", "recall@5"} <= figures()["figures"].keys()
+        assert "recall@10" not in figures()["figures"]
+        assert "k = 10 left out: beyond the gallery." in figures()["notes"]
+    told = run(capsys, "a.npy", "--gallery", "b.npy", "--k", "10", status=2).err
+    assert "expected 1 to 7" in told
+
+
+def test_a_folder_as_a_file_to_write_is_refused_first(x, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    told = run(capsys, "x.npz", "--json", "there", "--report", "page.html", status=2).err
+    assert "--json: there cannot be written: it is a folder" in told
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_mismatched_widths(x, capsys):
     np.savez("g.npz", embeddings=np.ones((5, 3), dtype=np.float32), labels=np.arange(5))
     error = run(capsys, "x.npz", "--gallery", "g.npz", status=2).err

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive import _faiss, neighbours
+from contrastive import _faiss, neighbours, retrieval
 from contrastive.errors import InputError
 from contrastive.intervals import bootstrap_interval
 from contrastive.retrieval import evaluate_retrieval, instance_recall, search
@@ -524,6 +524,12 @@ def test_what_an_index_does_not_find_is_no_item():
 
 
 @needs_faiss
+def test_no_lists_to_search_are_refused():
+    x = torch.randn(300, 4)
+    with pytest.raises(InputError, match="nprobe is 0, expected at least 1"):
+        evaluate_retrieval(x, torch.arange(300) % 7, backend="IVF4,Flat", nprobe=0)
+
+
 def test_an_index_that_cannot_be_is_refused():
     x = torch.randn(20, 4)
     for factory, message in [
@@ -952,6 +958,18 @@ def test_instance_recall_equals_the_loop_and_the_ranking(metric, distractors):
         assert torch.equal(result.per_query[f"recall@{k}"], ranked)
     assert list(result.mean) == ["recall@1", "recall@5", "recall@30"]
     assert result.excluded == 0
+
+
+def test_instances_tie_where_products_round_as_they_are_cut(monkeypatch):
+    x = torch.randn(40, 3)[torch.randint(40, (1100,))]  # equal rows, over two blocks of unequal size
+    expected = instance_recall(x, x, ks=(1, 5)).mean
+    multiply = retrieval.similarity
+
+    def rounded(x, y, metric, *rest):
+        return multiply(x, y, metric, *rest) * (1 + (len(x) + len(y)) % 11 * 2.0**-20)
+
+    monkeypatch.setattr(retrieval, "similarity", rounded)
+    assert instance_recall(x, x, ks=(1, 5)).mean == expected
 
 
 def test_instance_recall_over_several_blocks():

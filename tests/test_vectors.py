@@ -61,6 +61,19 @@ def test_strings(tmp_path):
     assert read_labels(tmp_path / "y.npy").tolist() == Y.tolist()
 
 
+@pytest.mark.parametrize("word", ["18446744073709551615", "--5", "\u00b2", "-", "9223372036854775808"])
+def test_labels_that_are_no_integers_of_64_bits_are_names(tmp_path, word):
+    (tmp_path / "y.txt").write_text(f"{word}\n7\n{word}\n", encoding="utf-8")
+    assert read_labels(tmp_path / "y.txt") == [word, "7", word]
+    (tmp_path / "y.txt").write_text("-9223372036854775808\n9223372036854775807\n")
+    assert read_labels(tmp_path / "y.txt").tolist() == [-(2**63), 2**63 - 1]
+
+
+def test_labels_of_bytes_are_text(tmp_path):
+    np.save(tmp_path / "y.npy", np.array([b"cat", "d\u00e9".encode()]))
+    assert read_labels(tmp_path / "y.npy") == ["cat", "d\u00e9"]
+
+
 def test_a_pickle_is_never_run(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -69,9 +82,15 @@ def test_a_pickle_is_never_run(tmp_path):
     (tmp_path / "x.pt").write_bytes(pickle.dumps(Bomb()))
     torch.save(Bomb(), tmp_path / "z.pt")
     np.save(tmp_path / "y.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
-    for name in ("x.pt", "z.pt", "y.npy"):
-        with pytest.raises(InputError, match="cannot be read"):
+    for name, message in (
+        ("x.pt", "pickle"),
+        ("z.pt", "pickle of other things than tensors"),
+        ("y.npy", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message) as refused:
             read(tmp_path / name)
+        assert not {"\n", "\033"} & set(str(refused.value))
+        assert "trust" not in str(refused.value)  # torch tells how to run it all the same
     assert not (tmp_path / "ran").exists()
 
 
@@ -154,6 +173,9 @@ def test_relevant_items(tmp_path):
         ('{"0": [1]}', "holds a dict, expected a list"),
         ('[["a"]]', "query 0 has"),
         ("[[1], 3]", "query 1 has 3"),
+        ('["12"]', "query 0 has '12'"),  # no list of 1 and 2
+        ("[[1.7]]", "query 0 has"),
+        ("[[true]]", "query 0 has"),
         ('[{"1": "x"}]', "query 0 has"),
     ]:
         path.write_text(content)

@@ -179,6 +179,8 @@ def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Seque
     for name in ("json", "report", "save"):  # before hours of searching
         if options[name] is not None and not Path(options[name]).parent.is_dir():
             raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
+        if options[name] is not None and name != "save" and Path(options[name]).is_dir():
+            raise InputError(f"--{name}: {options[name]} cannot be written: it is a folder")
     page.check(options)
     ranks.refuse(options, ("report", "resume", "encoder"))
     pretrained.check(options, of_files=_OF_FILES)
@@ -254,7 +256,7 @@ def _evaluate_file(
     # Two files without labels: row i of the gallery is the one match of row i, two views or two modalities.
     by_itself = options["report"] is None and options["sample"] is None and not launch.launched()
     if matched and gallery is not None and by_itself:
-        result = instance_recall(embeddings, gallery, **({"ks": (1, 5, 10)} | chosen))
+        result = instance_recall(embeddings, gallery, **({"ks": _ks_of_pairs(len(gallery))[0]} | chosen))
     else:
         if matched and gallery is not None:  # the same by lists, which say who was found as well
             if len(gallery) < len(embeddings):
@@ -263,7 +265,7 @@ def _evaluate_file(
                     "expected at least one row per query"
                 )
             relevant, asked = [{row: 1.0} for row in range(len(embeddings))], ("recall",)
-            chosen = {"ks": (1, 5, 10)} | chosen
+            chosen = {"ks": _ks_of_pairs(len(gallery))[0]} | chosen
         if relevant is None and (labels is None or (gallery is not None and gallery_labels is None)):
             without, option = (file, "--labels") if labels is None else (options["gallery"], "--gallery-labels")
             raise InputError(f"{without} holds no labels: pass {option} FILE")
@@ -286,6 +288,8 @@ def _evaluate_file(
         whole = assessment.result(_parts(assessment, options))
         names, _ = metric_names("kpair evaluate", asked, chosen.get("ks", DEFAULT_KS), largest)
         result = _only(whole, names)
+    if matched and gallery is not None and ks is None:
+        result = replace(result, dropped=_ks_of_pairs(len(gallery))[1])
     figures = dict(result.mean)
     if metrics is None and launch.first():
         figures |= _further(embeddings, labels, gallery, gallery_labels)
@@ -306,6 +310,11 @@ def _evaluate_file(
         "tied": result.tied,
         "notes": notes,
     }
+
+
+def _ks_of_pairs(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The default k where rows are matched, and those of them that lie beyond the gallery."""
+    return tuple(k for k in KS_OF_PAIRS if k <= size), tuple(k for k in KS_OF_PAIRS if k > size)
 
 
 def _only(result: RetrievalResult, names: Sequence[str]) -> RetrievalResult:
@@ -412,6 +421,7 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
     }
 
 
+KS_OF_PAIRS = (1, 5, 10)
 _OF_FILES = (
     *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend", "sample"),
     *("images", "names", "gallery_images", "gallery_names"),
