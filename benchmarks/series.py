@@ -178,7 +178,7 @@ def parser(description: str, *, seeds: dict[str, int]) -> argparse.ArgumentParse
         seeds: runs of each configuration, by preset.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--preset", choices=PRESETS, default="quick")
+    made.add_argument("--preset", choices=PRESETS, default="quick", help="paper: published settings, not run here")
     told = ", ".join(f"{preset} {count}" for preset, count in seeds.items())
     made.add_argument("--seeds", type=int, default=None, help=f"runs of each ({told})")
     made.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw and the like")

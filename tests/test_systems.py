@@ -146,6 +146,9 @@ def test_differences_of_the_swap_table_are_paired_by_seed():
 
     rows = [row(0, "none", 0.50), row(1, "none", 0.52), row(1, "hcl 1", 0.55)]
     assert "| simclr | own | 40.0 | 51.0 (2) | 55.0 (+3.0; 1) | not run |" in swap.table(rows)
+    assert "| negatives: hcl 1 |  | not run |" in swap.effects(rows)  # of one system only
+    every = [row | {"experiment": system.name} for row in rows for system in swap.SYSTEMS]
+    assert "| negatives: hcl 1 | +3.0 | +3.0 |" in swap.effects(every)
 
 
 def test_the_page_of_the_documentation_has_the_table_of_blocks():
@@ -182,8 +185,9 @@ def test_goals_leave_out_other_negatives_and_critics():
 
 def test_a_line_of_another_budget_is_no_line_of_the_preset():
     budget = dataclasses.asdict(SYSTEMS["imsat"].plans["quick"].budget)
-    row = {"config": {"preset": "quick", "budget": budget}}
+    row = {"config": {"preset": "quick", "budget": budget, "arm": "", "options": {"hidden": [600, 600]}}}
     assert runs.as_planned(SYSTEMS["imsat"], row)
+    assert not runs.as_planned(SYSTEMS["imsat"], {"config": row["config"] | {"options": {"hidden": [1, 1]}}})
     row["config"]["budget"] = budget | {"steps": 1}
     assert not runs.as_planned(SYSTEMS["imsat"], row)
 
@@ -194,6 +198,45 @@ def test_nats_of_the_table_are_of_the_runs_that_have_them():
     without = line | {"config": config, "seed": 0, "test_bound": None, "bound_status": "no number in nats"}
     bounded = line | {"config": config, "seed": 1, "test_bound": 1.5, "bound_cap": 4.0}
     assert report.table([without, bounded])[1] == ["simclr", "0, 1", "", "1.50, at most 4.00", "1", "1"]
+
+
+def test_no_bound_is_said_beside_its_number():
+    line = {"experiment": "iic", "status": "ok", "iterations": 1, "cpu_seconds": 1.0, "random": {}, "trained": {}}
+    config = {"preset": "quick", "judged_on": "test", "arm": "", "miner": "none", "critic": "own"}
+    row = line | {"config": config, "seed": 0, "test_bound": 1.5, "bound_cap": 2.3, "bound_status": "not a bound"}
+    assert report.table([row])[1][3] == "1.50, at most 2.30 (not a bound)"
+
+
+def test_an_image_with_too_few_rows_of_patches_is_refused():
+    learner = SYSTEMS["cpc"].build((1, 16, 16), widths=(4, 8), layers=1)
+    with pytest.raises(ValueError, match="CPC: images of 16 x 16 pixels have 3 rows of patches, expected more than 3"):
+        learner.loss(torch.rand(4, 1, 16, 16), torch.arange(4))
+
+
+def test_a_mixture_refuses_a_miner():
+    with pytest.raises(ValueError, match="AMDIM: the mixture's loss weighs no negatives"):
+        SYSTEMS["amdim"].build((3, 32, 32), miner=runs.MINERS["hcl 1"], components=2)
+
+
+def test_a_prior_trains_its_discriminator_and_the_code():
+    sizes = {"widths": (4, 8), "hidden": 16, "code": 4, "units": 8, "bfloat16": False}
+    images = torch.rand(8, 3, 32, 32)
+    gradients = {}
+    for prior in (0.0, 1.0):
+        torch.manual_seed(0)
+        learner = SYSTEMS["deep_infomax"].build((3, 32, 32), prior=prior, **sizes)
+        torch.manual_seed(1)
+        learner.loss(images, torch.arange(8)).backward()
+        named = dict(learner.modules.named_parameters())
+        gradients[prior] = next(p.grad for name, p in named.items() if name.endswith("code.weight"))
+        assert any(p.shape == (200, 1000) and p.grad.abs().sum() > 0 for p in named.values()) == (prior > 0)
+    assert not torch.equal(gradients[0.0], gradients[1.0])
+
+
+def test_made_up_images_leave_the_results_alone(tmp_path):
+    made_up = series.parsed(runs.parser(""), runs.SEEDS, ["--preset", "quick", "--made-up"])
+    assert runs.results_of(made_up) != runs.RESULTS
+    assert runs.results_of(series.parsed(runs.parser(""), runs.SEEDS, ["--preset", "quick"])) == runs.RESULTS
 
 
 def test_pixels_are_probed_untrained(tmp_path, capsys):

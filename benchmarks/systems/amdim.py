@@ -57,6 +57,8 @@ def build(
         entropy: weight of the entropy of responsibilities.
         bfloat16: whether the encoder computes in it.
     """
+    if components and miner is not None:
+        raise ValueError("AMDIM: the mixture's loss weighs no negatives, expected components=0 with a miner")
     view = RandomView(shape[0], mirror=False)
     net = ReceptiveNet(shape[0], size=shape[1], width=width, out=out, depth=depth)
     encoder = Bfloat16(Taps(net, {"1": "f1", "5": "f5", "7": "f7"}), enabled=bfloat16)

@@ -57,6 +57,11 @@ def build(
 
     def grid(images: Tensor) -> Tensor:
         patches = patch_grid(standardised(images), patch, stride)
+        if patches.shape[1] <= max(below):
+            raise ValueError(
+                f"CPC: images of {images.shape[2]} x {images.shape[3]} pixels have {patches.shape[1]} rows of patches, "
+                f"expected more than {max(below)}, the largest of below"
+            )
         z = encoder(patches.flatten(0, 2))
         return z.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
@@ -99,7 +104,7 @@ SYSTEM = System(
         encoder="one of patches, and a masked context; no batch norm",
         critic="bilinear, one for each k",
         negatives="all other patches of the batch, the own image's too (`in_batch`)",
-        objective="K-pair, summed over k",
+        objective="K-pair, the mean over k",
         nats="no: patches of the own image know of each other",
     ),
     build,

@@ -19,6 +19,7 @@ from contrastive import InnerProduct
 from contrastive.bounds import Bound
 from contrastive.estimators import donsker_varadhan, jensen_shannon
 from contrastive.pairings import contrast, other_groups
+from contrastive.priors import PriorMatching
 from contrastive.scores import WeighsNegatives
 from contrastive.taps import Taps
 from contrastive.terms import Term, maximised, total
@@ -38,6 +39,7 @@ def build(
     hidden: int = 512,
     code: int = 64,
     units: int = 256,
+    prior: float = 0.0,
     bfloat16: bool = True,
 ) -> Learner:
     """Puts it together.
@@ -52,6 +54,7 @@ def build(
         hidden: of the layer between the convolutions and the code.
         code: width of the code.
         units: width in which both sides are scored.
+        prior: weight of the loss that makes codes uniform in the unit cube, gamma; 0 matches no prior.
         bfloat16: whether the encoder computes in it.
     """
     side = shape[1] // 2 ** len(widths)
@@ -76,20 +79,27 @@ def build(
     heads = nn.ModuleDict({"code": head(code), "map": head(wide)})
     term = Term("code", "map", scores, pairing=other_groups, objective=OBJECTIVES[objective], miner=miner)
 
-    def scored(images: Tensor) -> dict[str, Tensor]:
-        maps = taps(standardised(images))
+    discriminator = nn.Sequential(nn.Linear(code, 1000), nn.ReLU(), nn.Linear(1000, 200), nn.ReLU(), nn.Linear(200, 1))
+    matching = nn.ModuleList([PriorMatching(discriminator)] if prior else [])
+
+    def headed(maps: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: head(maps[name]) for name, head in heads.items()}
 
     def loss(images: Tensor, rows: Tensor) -> Tensor:
-        maps = scored(images)
-        return total([term], maps, maps)
+        maps = taps(standardised(images))
+        scored = headed(maps)
+        summed = total([term], scored, scored)
+        for match in matching:
+            of_encoder, of_discriminator = match(maps["code"].flatten(1))
+            summed = summed + prior * of_encoder.mean() + of_discriminator.mean()
+        return summed
 
     def in_nats(images: Tensor) -> Bound:
-        maps = scored(images)
+        maps = headed(taps(standardised(images)))
         return term.bound(maps, maps)
 
     return Learner(
-        modules=nn.ModuleList([taps, heads, term]),
+        modules=nn.ModuleList([taps, heads, term, matching]),
         loss=loss,
         features={name: lambda images, name=name: taps(standardised(images))[name] for name in ("fc", "code")},
         bound=in_nats,
@@ -101,6 +111,7 @@ ARMS = {
     "local, JSD": {"objective": "jsd"},
     "local, DV": {"objective": "dv"},
     "global, NCE": {"scope": "global"},
+    "local, NCE, prior": {"prior": 0.1},
 }
 SYSTEM = System(
     "deep_infomax",
@@ -110,7 +121,7 @@ SYSTEM = System(
         encoder="one, with taps",
         critic="residual 1 x 1 heads, inner product / sqrt d",
         negatives="all places of other images (`other_groups`)",
-        objective="K-pair of each positive, Jensen-Shannon or Donsker-Varadhan",
+        objective="K-pair of each positive, Jensen-Shannon or Donsker-Varadhan; a prior of the code, if wanted",
         nats="log B - L of NCE, of the places' mean; none of the others while training",
     ),
     build,
@@ -124,7 +135,12 @@ SYSTEM = System(
         "paper": Plan(
             Budget(batch=64, steps=703_000, lr=1e-4, images=45_000, warmup=0, decay=()),
             {"hidden": 1024, "units": 2048, "bfloat16": False},
-            {"local, JSD": {"objective": "jsd"}, "local, NCE": {"units": 1024}, "local, DV": {"objective": "dv"}},
+            {
+                "local, JSD": {"objective": "jsd", "prior": 0.1},
+                "local, NCE": {"units": 1024, "prior": 0.1},
+                "local, DV": {"objective": "dv", "prior": 0.1},
+                "global, JSD": {"scope": "global", "objective": "jsd", "prior": 1.0},
+            },
         ),
     },
     goal=EIGHT_POINTS,

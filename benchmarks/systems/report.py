@@ -158,7 +158,9 @@ def _mean(values: Sequence[float | None]) -> str:
 def _nats(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row.get("test_bound") is not None]
     if known:
-        return f"{statistics.fmean(row['test_bound'] for row in known):.2f}, at most {known[0]['bound_cap']:.2f}"
+        status = known[0].get("bound_status", "bound")
+        told = "" if status == "bound" else f" ({status})"
+        return f"{statistics.fmean(row['test_bound'] for row in known):.2f}, at most {known[0]['bound_cap']:.2f}{told}"
     return rows[0].get("bound_status", "") if rows else ""
 
 

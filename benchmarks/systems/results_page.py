@@ -26,8 +26,8 @@ INTRODUCTION = """# What the systems reach
 
 *Written by `python -m benchmarks.systems.results_page` from the lines of
 [results.jsonl](../benchmarks/systems/results.jsonl); do not edit.* The preset `quick`: small encoders, minutes of one
-thread, 10,000 to 20,000 training images (CIFAR-10, MNIST; MINE: correlated Gaussians). Probes are fitted on training
-images; test images are looked at once a run. What the systems are, and every deviation:
+thread, 10,000 to 50,000 training images (CIFAR-10, MNIST; MINE: correlated Gaussians), each system's headline form.
+Probes are fitted on training images; test images are looked at once a run. What the systems are, and every deviation:
 [systems](systems.md).
 """
 COMMANDS = """    python -m benchmarks.systems --preset quick --data-root DATA
@@ -35,10 +35,17 @@ COMMANDS = """    python -m benchmarks.systems --preset quick --data-root DATA
     python -m benchmarks.systems.swap --preset quick --data-root DATA
     python -m benchmarks.systems.amdim_hour --preset quick --data-root DATA --threads 2
 """
+NATS = """Nats are log K - L on test images, of an image's views; IMSAT's and IIC's are of an image and its class. Where
+every image brings many columns (Deep InfoMax, AMDIM) the bound holds and lies below zero: it says nothing of the
+information, which is not below zero."""
 SWAP = """How much of the success is the negatives, and how much the critic? Four systems, their own negatives, HCL and
 the 16 hardest, each with their own critic and with a plain inner product: 24 cells of 100 steps on 10,000 images.
 Linear probe in percent, with the difference from the system's own cell, paired by seed, its 95 % t-interval, and the
-number of seeds."""
+number of seeds. The plain inner product has no temperature and no normalised rows (SimCLR, MoCo, CMC), or linear maps
+in the place of residual heads (Deep InfoMax), so more than the formula of the score is exchanged."""
+EFFECTS = (
+    "One block exchanged, in points: the mean over the four systems, of every seed, and its 95 % t-interval over these."
+)
 
 
 HALVES = Goal(
@@ -75,11 +82,13 @@ def page(rows: Sequence[Row], papers: Sequence[Row]) -> str:
         "## The figures",
         "Shares in percent. Untrained encoders have the batch norms of training images. ± is the standard deviation "
         "over seeds.",
+        NATS,
         report.text([*of_systems, *of_pixels]),
         *(["With a budget that is no longer the preset's:", report.text(earlier)] if earlier else []),
         "## The swap",
         SWAP,
         swap.table(of_swap) if of_swap else "No cell was run yet.",
+        *([EFFECTS, swap.effects(of_swap)] if of_swap else []),
         "## AMDIM, an hour of two cores",
         hour([row for row in rows if row["experiment"] == amdim_hour.SYSTEM.name and row["status"] == "ok"]),
     ]

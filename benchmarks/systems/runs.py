@@ -189,14 +189,15 @@ def planned(system: System, options: argparse.Namespace) -> list[Config]:
 
 
 def as_planned(system: System, row: dict[str, Any]) -> bool:
-    """Whether a line has the budget that its preset has now; a budget that was chosen anew leaves its old lines there.
+    """Whether a line has the settings that its preset has now; what was chosen anew leaves its old lines there.
 
     Arguments:
         system: of this folder.
         row: line of one of its runs.
     """
-    config = row["config"]
-    return bool(config["budget"] == _as_read(asdict(system.plans[config["preset"]].budget)))
+    config, plan = row["config"], system.plans[row["config"]["preset"]]
+    options = _as_read({**plan.options, **plan.arms.get(config["arm"], {})})
+    return bool(config["budget"] == _as_read(asdict(plan.budget)) and config["options"] == options)
 
 
 def _as_read(value: Any) -> Any:
@@ -278,7 +279,8 @@ def results_of(options: argparse.Namespace) -> Path:
     """
     if options.results is not None:
         return options.results
-    return RESULTS if options.preset != "smoke" else Path(gettempdir()) / "systems-smoke.jsonl"
+    kept = options.preset != "smoke" and not options.made_up
+    return RESULTS if kept else Path(gettempdir()) / f"systems-{options.preset}.jsonl"
 
 
 def parser(description: str) -> argparse.ArgumentParser:

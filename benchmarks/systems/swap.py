@@ -65,12 +65,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     Arguments:
         rows: lines of the cells.
     """
-    values: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+    values = _by_cell(rows)
     random: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["status"] == "ok":
-            config = row["config"]
-            values[row["experiment"], config["critic"], config["miner"]][row["seed"]] = row["trained"]["linear"]
             random[row["experiment"]].append(row["random"]["linear"])
     made = [["system", "critic", "untrained", *("own negatives" if miner == "none" else miner for miner in MINERS)]]
     for system in SYSTEMS:
@@ -82,6 +80,35 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     failed = [row for row in rows if row["status"] != "ok"]
     told = [f"failed: {r['experiment']}, {r['config']['critic']}, {r['config']['miner']}: {r['error']}" for r in failed]
     return "\n\n".join([lines.markdown(made), *told])
+
+
+def _by_cell(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], dict[int, float]]:
+    """Linear probes by system, critic and miner; of each, by seed."""
+    values: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row["status"] == "ok":
+            config = row["config"]
+            values[row["experiment"], config["critic"], config["miner"]][row["seed"]] = row["trained"]["linear"]
+    return values
+
+
+def effects(rows: Sequence[dict[str, Any]]) -> str:
+    """What exchanging one block does to all systems: every seed's mean over them, with an interval over seeds.
+
+    Arguments:
+        rows: lines of the cells.
+    """
+    values = _by_cell(rows)
+    made = [["exchanged", "every seed", "mean"]]
+    for critic, miner in ((CRITICS[1], MINERS[0]), *((CRITICS[0], miner) for miner in MINERS[1:])):
+        pairs = [(values[s.name, critic, miner], values[s.name, CRITICS[0], MINERS[0]]) for s in SYSTEMS]
+        seeds = sorted(set.intersection(*(cell.keys() & own.keys() for cell, own in pairs)))
+        means = [100 * statistics.fmean(cell[seed] - own[seed] for cell, own in pairs) for seed in seeds]
+        spread = f" ± {lines.half_width(means):.1f}" if len(means) > 1 else ""
+        told = "critic: inner product" if miner == MINERS[0] else f"negatives: {miner}"
+        every = ", ".join(f"{mean:+.1f}" for mean in means)
+        made.append([told, every, f"{statistics.fmean(means):+.1f}{spread}" if means else "not run"])
+    return lines.markdown(made)
 
 
 def _cell(values: dict[int, float], own: dict[int, float]) -> str:
