@@ -82,7 +82,7 @@ class PoolProposal:
     ) -> None:
         if pool.ndim != 2 or not len(pool) or not pool.is_floating_point() or not bool(torch.isfinite(pool).all()):
             raise InputError(f"{_NAME}: the pool is {pool.dtype} {tuple(pool.shape)}, expected finite floats [M, d]")
-        if top is not None and (isinstance(top, bool) or not 1 <= top <= len(pool)):
+        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= len(pool)):
             raise InputError(f"{_NAME}: top is {top}, expected 1 to {len(pool)}, the size of the pool, or None")
         if not 0 < uniform <= 1:
             raise InputError(f"{_NAME}: uniform is {uniform}, expected a share in (0, 1]: q must reach all of the pool")
@@ -167,7 +167,19 @@ class PoolProposal:
         Arguments:
             anchors: as in `draw`.
             columns: rows of the pool, for each anchor.
+
+        Raises:
+            InputError: for shapes that do not fit, and columns beyond the pool.
         """
+        if anchors.ndim != 2 or anchors.shape[1] != self.pool.shape[1] or columns.shape[:1] != anchors.shape[:1]:
+            raise InputError(
+                f"{_NAME}: anchors have shape {tuple(anchors.shape)} and columns {tuple(columns.shape)}, "
+                f"expected [n, {self.pool.shape[1]}] and [n, k]"
+            )
+        if columns.numel() and not (int(columns.min()) >= 0 and int(columns.max()) < len(self)):
+            raise InputError(
+                f"{_NAME}: columns lie in [{int(columns.min())}, {int(columns.max())}], expected [0, {len(self) - 1}]"
+            )
         return self._mixed(*self._proposed(as_float32(anchors)), columns)
 
     def _tops(self, anchors: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +188,7 @@ class PoolProposal:
                 f"{_NAME}: anchors have shape {tuple(anchors.shape)} and targets {tuple(targets.shape)}, "
                 f"expected [n, {self.pool.shape[1]}] and [n]"
             )
-        if isinstance(k, bool) or k < 2:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 2:
             raise InputError(f"{_NAME}: k is {k}, expected at least 2, the positive and one negative")
         if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < len(self)):
             raise InputError(

@@ -160,6 +160,7 @@ class TestInput:
         for options, words in (
             ({"top": 6}, "top is 6, expected 1 to 5"),
             ({"top": 0}, "top is 0"),
+            ({"top": 1.5}, "top is 1.5"),
             ({"uniform": 0.0}, "q must reach all"),
             ({"uniform": 1.5}, "uniform is 1.5"),
             ({"uniform": math.nan}, "uniform is nan"),
@@ -167,6 +168,16 @@ class TestInput:
         ):
             with refused(words):
                 PoolProposal(POOL, **options)
+
+    def test_of_probabilities(self):
+        proposal = PoolProposal(POOL, top=2)
+        for columns in ([[0, 5], [0, 1]], [[-1, 0], [0, 1]]):  # no share of the uniform for what is not there
+            with refused("expected [0, 4]"):
+                proposal.log_probabilities(ANCHORS, torch.tensor(columns))
+        with refused("expected [n, 3] and [n, k]"):
+            proposal.log_probabilities(ANCHORS[:, :2], torch.tensor([[0], [1]]))
+        with refused("expected [n, 3] and [n, k]"):
+            proposal.log_probabilities(ANCHORS, torch.tensor([[0]]))
 
     def test_of_a_draw(self):
         proposal = PoolProposal(POOL)
@@ -178,6 +189,8 @@ class TestInput:
                 draw(ANCHORS, two[:1], 3)
             with refused("k is 1"):
                 draw(ANCHORS, two, 1)
+            with refused("k is 2.5"):
+                draw(ANCHORS, two, 2.5)
             with refused("targets lie in [0, 5]"):
                 draw(ANCHORS, torch.tensor([0, 5]), 3)
             with refused("NaN"):
