@@ -138,7 +138,7 @@ def read_relevant(path: Path) -> list[dict[int, float]]:
     for query, items in enumerate(content):
         try:
             relevant.append(_graded(items))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last for Infinity, and integers no float can hold
             raise InputError(f"{path}: query {query} has {items!r:.40}, expected rows, or grades by row") from None
     return relevant
 
@@ -174,7 +174,7 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds a pickle of other things than tensors, and is not read: expected a tensor or a dict of them"
+            f"{path} cannot be read: it is damaged, or a pickle of other things than tensors, which is never run"
         ) from error
     except Exception as error:
         # Every reader has exceptions of its own for a damaged file, and none of them is a defect of ours.

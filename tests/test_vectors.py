@@ -84,7 +84,7 @@ def test_a_pickle_is_never_run(tmp_path):
     np.save(tmp_path / "y.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
     for name, message in (
         ("x.pt", "pickle"),
-        ("z.pt", "pickle of other things than tensors"),
+        ("z.pt", "cannot be read.*pickle of other things than tensors"),
         ("y.npy", "cannot be read"),
     ):
         with pytest.raises(InputError, match=message) as refused:

@@ -179,8 +179,8 @@ def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Seque
     for name in ("json", "report", "save"):  # before hours of searching
         if options[name] is not None and not Path(options[name]).parent.is_dir():
             raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
-        if options[name] is not None and name != "save" and Path(options[name]).is_dir():
-            raise InputError(f"--{name}: {options[name]} cannot be written: it is a folder")
+    if options["json"] is not None and Path(options["json"]).is_dir():
+        raise InputError(f"--json: {options['json']} cannot be written: it is a folder")
     page.check(options)
     ranks.refuse(options, ("report", "resume", "encoder"))
     pretrained.check(options, of_files=_OF_FILES)
