@@ -31,10 +31,13 @@ __all__ = [
     "Target",
     "as_pair",
     "as_rows",
+    "even_width",
+    "filled_up",
     "in_order_of_ids",
     "own_rows",
     "prepared",
     "refuse_others",
+    "rows_in_order",
     "similarity",
     "unit_rows",
     "with_block",
@@ -109,11 +112,11 @@ class Space:
             raise InputError(f"{function}: metric is {metric!r}, expected one of {', '.join(get_args(Metric))}")
         if metric == "cosine":
             return cls(metric, dtype, None, 1.0)
-        parts = torch.split(gallery, max(1, BLOCK // gallery.shape[1]))
         if metric == "euclidean" and centre is None:
+            parts = torch.split(gallery, max(1, BLOCK // gallery.shape[1]))
             total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
             centre = (total / len(gallery)).to(gallery.dtype)
-        return cls(metric, dtype, centre, max(_longest(part, centre) for part in parts))
+        return cls(metric, dtype, centre, _longest(gallery, centre))
 
     def fits(self, function: str, queries: Tensor) -> None:
         """Refuses what overflows: FAISS would not say so, it would leave items out."""
@@ -145,6 +148,7 @@ class Space:
 
 
 def _longest(x: Tensor, centre: Tensor | None) -> float:
+    """The norm of the longest row, less the centre."""
     longest = 0.0
     for part in torch.split(x, max(1, BLOCK // x.shape[1])):  # a mapped file is no array in memory
         centred = part if centre is None else part - centre.to(part.dtype)

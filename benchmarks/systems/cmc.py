@@ -106,7 +106,7 @@ SYSTEM = System(
     "CMC: Contrastive Multiview Coding (Tian et al., 2020)",
     Blocks(
         views="channels, L and ab; or more, every pair of them",
-        encoder="one a view, half as wide",
+        encoder="one a view, narrower",
         critic="cosine / T",
         negatives="the batch's (`in_batch`), or drawn of a memory bank (`listed`)",
         objective="K-pair, or binary noise-contrastive; both directions",

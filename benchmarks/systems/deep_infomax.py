@@ -17,6 +17,7 @@ from benchmarks.systems.runs import EIGHT_POINTS, Blocks, Plan, System, main
 from benchmarks.systems.training import Budget, Learner
 from contrastive import InnerProduct
 from contrastive.bounds import Bound
+from contrastive.encoders import MLP
 from contrastive.estimators import donsker_varadhan, jensen_shannon
 from contrastive.pairings import contrast, other_groups
 from contrastive.priors import PriorMatching
@@ -79,8 +80,10 @@ def build(
     heads = nn.ModuleDict({"code": head(code), "map": head(wide)})
     term = Term("code", "map", scores, pairing=other_groups, objective=OBJECTIVES[objective], miner=miner)
 
-    discriminator = nn.Sequential(nn.Linear(code, 1000), nn.ReLU(), nn.Linear(1000, 200), nn.ReLU(), nn.Linear(200, 1))
-    matching = nn.ModuleList([PriorMatching(discriminator)] if prior else [])
+    # The published discriminator; without batch norm, which would let it compare rows.
+    matching = nn.ModuleList()
+    if prior:
+        matching.append(PriorMatching(MLP(code, hidden=(1000, 200), out=1, batch_norm=False)))
 
     def headed(maps: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: head(maps[name]) for name, head in heads.items()}

@@ -2,7 +2,8 @@
 
     python -m benchmarks.systems.results_page
 
-Nothing on the page is typed in but the goals; a test compares the page with what this makes of the lines.
+No figure on the page is typed in but the goals and the published one; a test compares the page with what this makes of
+the lines.
 """
 
 from collections.abc import Sequence
@@ -145,7 +146,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         path: of the picture; nothing is written where there is no curve.
     """
     own = [row for row in rows if row["experiment"] == amdim_hour.SYSTEM.name and row["config"]["preset"] == "quick"]
-    level = (amdim_hour.PUBLISHED, "published: 91.2 %")
+    from matplotlib import rc_context
+
+    level = (amdim_hour.PUBLISHED, f"published: {100 * amdim_hour.PUBLISHED:.1f} %")
     drawn = figure(
         [
             Panel("linear probe of held-out images", "held_out_linear", "accuracy", level=level),
@@ -155,7 +158,8 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         own,
     )
     if drawn is not None:
-        drawn.savefig(path, metadata={"Date": None})
+        with rc_context({"svg.hashsalt": "kpair"}):  # the same lines, the same file
+            drawn.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:

@@ -314,7 +314,7 @@ def _evaluate_file(
 
 def _ks_of_pairs(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The default k where rows are matched, and those of them that lie beyond the gallery."""
-    return tuple(k for k in KS_OF_PAIRS if k <= size), tuple(k for k in KS_OF_PAIRS if k > size)
+    return tuple(k for k in _KS_OF_PAIRS if k <= size), tuple(k for k in _KS_OF_PAIRS if k > size)
 
 
 def _only(result: RetrievalResult, names: Sequence[str]) -> RetrievalResult:
@@ -421,7 +421,7 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
     }
 
 
-KS_OF_PAIRS = (1, 5, 10)
+_KS_OF_PAIRS = (1, 5, 10)
 _OF_FILES = (
     *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend", "sample"),
     *("images", "names", "gallery_images", "gallery_names"),
