@@ -44,6 +44,8 @@ class Arm:
         intra_view: whether the anchors' own view holds negatives too (NT-Xent), which needs 2 images a class.
         all_positives: whether every other image of the class is a positive (SupCon, its positives left out of the
             denominator).
+        linear: whether the loss is the mean score of the negatives less the positive's, no softmax over them ("Simple",
+            Wang and Liu, 2021).
         queue: keys of earlier batches as further negatives, those of the anchor's class left out.
         near_classes: share of a batch's classes that are chosen near each other, from a third of the steps on.
     """
@@ -54,6 +56,7 @@ class Arm:
     images: int = 2
     intra_view: bool = False
     all_positives: bool = False
+    linear: bool = False
     queue: int = 0
     near_classes: float = 0.0
 
@@ -112,6 +115,7 @@ ARMS = {
     "hcl 1": Arm(_fixed(hcl, 1.0)),
     "hcl 2": Arm(_fixed(hcl, 2.0)),
     "hcl 1, detached": Arm(lambda temperature: detached(hcl(1.0))),
+    "hcl 1, debiased 0.1": Arm(partial(_debiased, tau_plus=0.1, beta=1.0)),
     "topk 16": Arm(_fixed(topk, 16)),
     "top 10 %": Arm(partial(_share, share=0.1)),
     "ring 10-50 %": Arm(_fixed(ring, 0.1, 0.5)),
@@ -121,6 +125,9 @@ ARMS = {
     "debiased 0.1": Arm(partial(_debiased, tau_plus=0.1)),
     "margin 0.1": Arm(partial(_margin, cosine=0.1)),
     "near classes": Arm(near_classes=0.5),
+    "all near classes": Arm(near_classes=1.0),
+    "linear": Arm(linear=True),
+    "linear, top 10 %": Arm(partial(_share, share=0.1), linear=True),
     # one negative an anchor
     "random 1": Arm(_fixed(random_subset, 1), "one", "random 1"),
     "semi-hard 1": Arm(_semihard, "one", "random 1"),
