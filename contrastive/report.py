@@ -656,6 +656,8 @@ def _group(key: str) -> _Group:
         return _Group("bound", "InfoNCE", "nats", 1.0)
     if "loss" in key:
         return _Group("loss", "Loss", "nats", 1.0)
+    if key == "empty_rows":
+        return _Group("empty-rows", "Anchors without a negative", "%", 100.0)
     if _is_fraction(bare) or bare in ("accuracy", "loading_share"):
         return _Group("figures", "Figures during training", "%", 100.0)
     if bare in _WITHOUT_BEST:

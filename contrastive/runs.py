@@ -18,7 +18,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,7 @@ def finish(
     config: Mapping[str, Any],
     data: "ImageData",
     measured: "Evaluation",
+    history: Sequence[Mapping[str, float]],
     hard_negatives: "HardNegatives | None",
     training: Mapping[str, float],
     cost: Mapping[str, float],
@@ -152,6 +153,7 @@ def finish(
         config: every option.
         data: the images, for their counts and labels.
         measured: what evaluation found.
+        history: the rows of ``metrics.csv``.
         hard_negatives: for the report.
         training: final loss and steps.
         cost: seconds, images a second, memory.
@@ -160,7 +162,6 @@ def finish(
         The report's path.
     """
     from contrastive.report import Report, write_report
-    from contrastive.training import read_history
 
     tensors = {"embeddings": measured.embeddings, "projections": measured.projections}
     if data.test.labels is not None:
@@ -172,7 +173,7 @@ def finish(
         intervals=measured.intervals,
         notes=measured.notes,
         bound=measured.bound,
-        history=read_history(out),
+        history=history,
         neighbours=measured.neighbours,
         hard_negatives=hard_negatives,
         similarities=measured.similarities,

@@ -81,6 +81,7 @@ def fit(
     seed: int = 0,
     each_epoch: Callable[[], dict[str, float]] | None = None,
     each_step: Callable[[int], None] | None = None,
+    each_loss: Callable[[], dict[str, float]] | None = None,
     resume_from: Path | None = None,
     checkpoint_every: int | None = None,
     progress: bool = False,
@@ -120,6 +121,8 @@ def fit(
         each_step: told the number of each step, from 0, before it is taken: sets what changes during a training, such
             as the miner of a criterion (`miners.annealed`). A resumed run goes on at the number it stopped at, so
             whatever is a function of it needs no state.
+        each_loss: tells what to log beside the loss of a step, such as the share of anchors that the criterion's miner
+            left without negatives (`miners.counted`); averaged over ranks.
         resume_from: a checkpoint of the same run, such as `contrastive.checkpoints.newest_checkpoint` finds.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch. The newest two are kept.
         progress: whether to show a progress bar.
@@ -172,6 +175,7 @@ def fit(
         epochs * len(batches),
         each_epoch,
         each_step,
+        each_loss,
         resume_from,
         chunk,
         skip_steps,
@@ -265,6 +269,7 @@ class _TwoViews(pl.LightningModule):
         steps: int,
         each_epoch: Callable[[], dict[str, float]] | None,
         each_step: Callable[[int], None] | None,
+        each_loss: Callable[[], dict[str, float]] | None,
         resumed_from: Path | None,
         chunk: int | None,
         skip_steps: int,
@@ -273,7 +278,8 @@ class _TwoViews(pl.LightningModule):
         self.encoder, self.projector, self.criterion = encoder, projector, criterion
         self.view, self.batches, self.out, self.seed = view, batches, out, seed
         self.lr, self.weight_decay, self.steps = lr, weight_decay, steps
-        self.each_epoch, self.each_step, self.resumed_from = each_epoch, each_step, resumed_from
+        self.each_epoch, self.each_step, self.each_loss = each_epoch, each_step, each_loss
+        self.resumed_from = resumed_from
         self.chunk, self.skip_steps = chunk, skip_steps
         self.skipped = 0
         self.skipping = False  # the step under way
@@ -332,7 +338,10 @@ class _TwoViews(pl.LightningModule):
         self.steps_now += 1
         self.log("loss", loss, prog_bar=True, logger=False)
         if self.global_step % self.log_every == 0 or self.global_step == self.steps - 1:
-            self._record({"loss": self.last_loss, "lr": self.optimizers().param_groups[0]["lr"]})  # type: ignore[union-attr]  # one optimiser
+            figures = {} if self.each_loss is None else self.each_loss()
+            further = {key: float(mean_over_ranks(loss.new_tensor(value))) for key, value in figures.items()}
+            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]  # one optimiser
+            self._record({"loss": self.last_loss, "lr": rate, **further})
         return loss
 
     def on_after_backward(self) -> None:

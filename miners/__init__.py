@@ -12,7 +12,7 @@ if (_foreign := shadowed()) is not None:
     raise ImportError(_foreign)
 
 from miners.bank import Bank  # after the check: a foreign `contrastive` fails here otherwise
-from miners.compose import annealed, chain, detached
+from miners.compose import Counted, annealed, chain, counted, detached
 from miners.debiased import debiased, hcl
 from miners.distance import distance_weighted
 from miners.draws import importance, random_subset
@@ -27,6 +27,7 @@ from miners.synthetic import mix_hardest
 
 __all__ = [
     "Bank",
+    "Counted",
     "Draw",
     "Miner",
     "PoolProposal",
@@ -34,6 +35,7 @@ __all__ = [
     "annealed",
     "chain",
     "class_means",
+    "counted",
     "debiased",
     "detached",
     "detect_false_negatives",

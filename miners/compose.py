@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive.scores import MiningFacts, WeighsNegatives
+from miners.masks import empty_rows
 from miners.miner import Miner, changes, miner_at
 
-__all__ = ["annealed", "chain", "detached"]
+__all__ = ["Counted", "annealed", "chain", "counted", "detached"]
 
 
 def detached(miner: WeighsNegatives) -> Miner:
@@ -110,6 +112,80 @@ def annealed(make: Callable[[Any], Miner], *, start: int | float, end: int | flo
     first = schedule(0)
     name = f"annealed({getattr(make, '__name__', repr(make))}, start={start}, end={end}, steps={steps})"
     return Miner(first.rule, name=name, facts=first.facts, schedule=schedule)
+
+
+def counted(miner: WeighsNegatives) -> "Counted":
+    """Counts the anchors that a miner leaves without any negative: their loss is 0, and they teach nothing.
+
+    Weights and facts stay the miner's. It is no part of another miner: count what trains, outermost.
+
+    Arguments:
+        miner: any miner.
+
+    Example:
+        >>> import torch
+        >>> from miners import margin
+        >>> miner = counted(margin(1.0))
+        >>> log_weights = miner(torch.tensor([[5.0, 1.0], [0.5, 1.0]]), torch.tensor([0, 1]))
+        >>> miner.empty_rows()
+        0.5
+    """
+    return Counted(miner)
+
+
+class Counted:
+    """What `counted` returns: the miner, and the rows it has seen since `begin`.
+
+    A loss that is streamed asks its miner again for the gradient, so rows may count twice; their share does not change.
+
+    Arguments:
+        miner: any miner.
+    """
+
+    def __init__(self, miner: WeighsNegatives) -> None:
+        self._made = self._miner = miner
+        self._empty: Tensor | int = 0
+        self._rows: Tensor | int = 0
+
+    def begin(self, step: int) -> None:
+        """Counts anew, by the miner of this step (`Miner.at`); the `each_step` of ``contrastive.training.fit``.
+
+        Arguments:
+            step: how many steps were taken before, at least 0.
+        """
+        self._miner = miner_at(self._made, step)
+        self._empty = self._rows = 0
+
+    @property
+    def facts(self) -> MiningFacts:
+        """What the miner of this step guarantees."""
+        return _facts(self._miner)
+
+    def empty_rows(self) -> float:
+        """The share of anchors, 0 to 1, that were left with their positive alone; nan where none was seen."""
+        rows = int(self._rows)
+        return int(self._empty) / rows if rows else math.nan
+
+    def figures(self) -> dict[str, float]:
+        """`empty_rows` by name: the `each_loss` of ``contrastive.training.fit``."""
+        return {"empty_rows": self.empty_rows()}
+
+    def __call__(
+        self,
+        scores: Float[Tensor, "anchors candidates"],
+        targets: Int[Tensor, " anchors"],
+        *,
+        anchors: Int[Tensor, " anchors"] | None = None,
+    ) -> Float[Tensor, "anchors candidates"]:
+        """Weighs as the miner does, and counts."""
+        log_weights = self._miner(scores, targets, anchors=anchors)
+        # Tensors: a number would make the host wait for the device at every step.
+        self._empty = self._empty + empty_rows(scores, targets, log_weights=log_weights).sum()
+        self._rows = self._rows + (scores != -torch.inf).any(1).sum()
+        return log_weights
+
+    def __repr__(self) -> str:
+        return repr(self._made)
 
 
 def _detached(scores: Tensor, targets: Tensor, anchors: Tensor | None, *, miner: WeighsNegatives) -> Tensor:

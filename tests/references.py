@@ -279,6 +279,20 @@ def below(threshold):
     return _mined(lambda row, t, negatives: {j: Decimal(row[j] < Decimal(threshold)) for j in negatives})
 
 
+def dropping(drop):
+    """Weight 0 for the negatives that `drop(i, j)` names by their row and column."""
+
+    def miner(scores, targets):
+        found = torch.zeros(scores.shape, dtype=torch.float64)
+        for i in range(scores.shape[0]):
+            for j in range(scores.shape[1]):
+                if j != int(targets[i]) and drop(i, j):
+                    found[i, j] = -INF
+        return found
+
+    return miner
+
+
 def hcl(beta, tau_plus=0.0, min_score=None):
     """Robinson et al. (2021), with the debiasing of Chuang et al. (2020), as in their criterion (`hcl_criterion`)."""
 

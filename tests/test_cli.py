@@ -1,5 +1,6 @@
 """The command line, as its users meet it: a process, its exit status, what it leaves behind."""
 
+import csv
 import json
 import os
 import signal
@@ -58,6 +59,8 @@ def test_the_run_folder(run):
         ".lock", "checkpoints", "config.yaml", "embeddings.safetensors", "encoder.json", "encoder.safetensors",
         "figures", "metrics.csv", "metrics.json", "report.html",
     }  # fmt: skip
+    assert {float(row["empty_rows"]) for row in csv_rows(run / "metrics.csv") if row["loss"]} == {0.0}
+    assert "Anchors without a negative" not in (run / "report.html").read_text(encoding="utf-8")
     metrics = json.loads((run / "metrics.json").read_text())
     for column in ("encoder", "pixels", "untrained"):
         assert metrics[column].keys() >= FIGURES
@@ -216,6 +219,26 @@ def pictures(tmp_path_factory):
     damaged = folder / "light" / "07.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     return folder
+
+
+def test_anchors_that_a_miner_leaves_without_negatives_are_counted_and_reported(pictures, tmp_path):
+    words = ["train", "--data", f"folder:{pictures}", "--image-size", "16", "--batch-size", "8", "--epochs", "2"]
+    words += ["--miner", "multi-similarity", "--miner.epsilon", "0.0"]
+    done = kpair(*words, "--out", "run", cwd=tmp_path, check=0)
+    shares = [float(row["empty_rows"]) for row in csv_rows(tmp_path / "run" / "metrics.csv") if row["loss"]]
+    assert 0 < sum(shares) / len(shares) <= 1
+    said = f"left {sum(shares) / len(shares):.1%} of the anchors without any negative"
+    notes = json.loads((tmp_path / "run" / "metrics.json").read_text())["notes"]
+    assert sum(said in note for note in notes) == 1
+    assert said in " ".join(done.stdout.split())
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert said in page
+    assert "Anchors without a negative" in page
+
+
+def csv_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_folder_of_images(pictures, tmp_path):

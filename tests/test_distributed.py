@@ -16,13 +16,20 @@ from contrastive.collectives import gather_rows, mean_over_ranks, row_counts
 from contrastive.distributed import GlobalBatch
 from miners import (
     Queue,
+    annealed,
     chain,
+    counted,
     debiased,
     detached,
     distance_weighted,
     duplicates,
+    false_negatives,
     hardest,
     hcl,
+    importance,
+    margin,
+    multi_similarity,
+    random_subset,
     ring,
     same_group,
     same_label,
@@ -135,6 +142,11 @@ def test_any_critic(critic, form):
 MINERS = [topk(3), hardest(), semihard(0.5), ring(0.2, 0.6), hcl(1.0, 0.05), debiased(0.1), detached(hcl(1.0))]
 MINERS += [distance_weighted(0.3, 4), LearntWeights(), chain(same_label(facts(12)), topk(2))]
 MINERS += [same_label(facts(12)), same_group(facts(12)), duplicates(facts(12, 7))]
+MINERS += [multi_similarity(0.5), margin(0.5), annealed(hcl, start=1.0, end=0.0, steps=10), counted(topk(3))]
+MINERS += [importance(torch.linspace(-3.0, -2.0, 12).double(), log_p=-2.5)]
+# Ranks draw by themselves; as many as there are is what they have in common.
+MINERS += [random_subset(100), distance_weighted(0.3, 4, k=100)]
+MINERS += [false_negatives(torch.eye(4).repeat(3, 2).view(12, 2, 4), torch.eye(4).repeat(3, 1))]
 
 
 @pytest.mark.parametrize("miner", MINERS, ids=lambda miner: type(miner).__name__ if miner is MINERS[8] else repr(miner))

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from references import INF, close, gradient, refused, scores_with_gaps
+from references import INF, close, dropping, gradient, refused, scores_with_gaps
 
 from contrastive import Cosine, InnerProduct, KPairLoss, infonce_bound, kpair_loss, ntxent_loss, supcon_loss
 from contrastive.scores import MiningFacts, partners, without_self
@@ -24,16 +24,6 @@ from miners import (
 
 def facts(count, kinds=3):
     return torch.randint(kinds, (count,))
-
-
-def loop(scores, targets, drop):
-    """Weight 0 for every candidate that `drop(i, j)` names, but for the target."""
-    found = torch.zeros(scores.shape, dtype=torch.float64)
-    for i in range(scores.shape[0]):
-        for j in range(scores.shape[1]):
-            if j != int(targets[i]) and drop(i, j):
-                found[i, j] = -INF
-    return found
 
 
 # What makes a mask of integers, and whether it drops candidate j of anchor i, given their facts and the score.
@@ -84,7 +74,7 @@ class TestEveryMaskOfFacts:
         wide, column = scores_with_gaps(8, 13, dtype=dtype)
         for s, t, candidates in ((scores, targets, None), (wide, column, others)):
             columns = own if candidates is None else candidates
-            expected = loop(s, t, lambda i, j, s=s, c=columns: drop(int(own[i]), int(c[j]), float(s[i, j])))
+            expected = dropping(lambda i, j, s=s, c=columns: drop(int(own[i]), int(c[j]), float(s[i, j])))(s, t)
             found = make(own, candidates)(s, t)
             assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
             assert torch.equal(found.double(), expected)
@@ -116,7 +106,7 @@ class TestEveryMaskOfFacts:
         make, drop = by_fact
         own = torch.tensor([large, large + 1, large, -large])
         scores, diagonal = torch.zeros(4, 4), torch.arange(4)
-        expected = loop(scores, diagonal, lambda i, j: drop(int(own[i]), int(own[j]), 0.0))
+        expected = dropping(lambda i, j: drop(int(own[i]), int(own[j]), 0.0))(scores, diagonal)
         assert torch.equal(make(own)(scores, diagonal).double(), expected)
         assert torch.equal(make(own, own.clone())(scores, diagonal).double(), expected)
 

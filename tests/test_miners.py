@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -17,13 +18,16 @@ import miners
 from contrastive import Cosine, KPairLoss, additive_margin_loss, infonce_bound, kpair_loss
 from contrastive.scores import MiningFacts, negatives
 from miners import (
+    Counted,
     Miner,
     annealed,
     chain,
+    counted,
     debiased,
     detached,
     distance_weighted,
     duplicates,
+    false_negatives,
     hardest,
     hcl,
     importance,
@@ -31,9 +35,42 @@ from miners import (
     multi_similarity,
     random_subset,
     ring,
+    same_group,
+    same_label,
     semihard,
     topk,
 )
+
+
+class Fitted:
+    """A miner that carries facts of rows and columns, made for the number of columns that it meets."""
+
+    def __init__(self, make):
+        self.make, self.facts = make, make(9).facts
+
+    def __call__(self, scores, targets, *, anchors=None):
+        return self.make(scores.shape[1])(scores, targets, anchors=anchors)
+
+    def __repr__(self):
+        return repr(self.make(9))
+
+
+def kinds(count):
+    """Facts of three kinds."""
+    return torch.arange(count) % 3
+
+
+def by_label(columns):
+    return same_label(kinds(200), kinds(columns))
+
+
+def by_group(columns):
+    return same_group(kinds(200), kinds(columns))
+
+
+def by_support(columns):
+    return false_negatives(torch.eye(3)[kinds(200)][:, None], torch.eye(3)[kinds(columns)], k=100, threshold=0.5)
+
 
 # (miner, its slow reference). A new miner is at least one more line.
 TABLE = [
@@ -70,6 +107,10 @@ TABLE = [
     (random_subset(1), references.random_subset(1)),
     (random_subset(3), references.random_subset(3)),
     (random_subset(100), references.random_subset(100)),
+    (Fitted(by_label), references.dropping(lambda i, j: i % 3 == j % 3)),
+    (Fitted(by_group), references.dropping(lambda i, j: i % 3 != j % 3)),
+    (Fitted(by_support), references.dropping(lambda i, j: i % 3 == j % 3)),
+    (counted(topk(3)), references.topk(3)),
     (importance(-2.0, log_p=-1.5), references.constant(0.5, positive=True)),
     (importance(-2.0, log_p=-2.5, positive=False), references.constant(-0.5, positive=False)),
     (annealed(hcl, start=1.0, end=0.0, steps=10), references.hcl(1.0)),
@@ -97,6 +138,7 @@ TABLE = [
 ]
 NOT_MINERS = {
     "Bank",
+    "Counted",
     "Draw",
     "Miner",
     "PoolProposal",
@@ -113,7 +155,6 @@ NOT_MINERS = {
     "semihard_positive",
     "without_other_positives",
 }
-WITH_FACTS = {"false_negatives", "same_group", "same_label"}  # of their own rows and columns: tests/test_masks.py
 
 
 @pytest.fixture(params=TABLE, ids=lambda row: repr(row[0]))
@@ -132,6 +173,14 @@ def fixed(miner):
     if miner.facts.drawn:
         pytest.skip("draws by a column's place and over whole strips: `TestDraws` compares frequencies")
     return miner
+
+
+@pytest.fixture
+def unplaced(fixed):
+    """The miners that know nothing of a column's place."""
+    if isinstance(fixed, Fitted):
+        pytest.skip("columns that move take their facts along: tests/test_masks.py")
+    return fixed
 
 
 def mine(miner, *arguments, **options):
@@ -166,7 +215,7 @@ def without_ties(anchors=6, candidates=9):
 
 def test_every_exported_miner_has_its_line():
     named = {repr(miner).split("(")[0] for miner, _ in TABLE}
-    assert set(miners.__all__) - NOT_MINERS - WITH_FACTS <= named
+    assert set(miners.__all__) - NOT_MINERS <= named | {"counted"}
 
 
 class TestEveryMiner:
@@ -257,8 +306,8 @@ class TestEveryMiner:
         mined = kpair_loss(scores, targets, log_weights=mine(miner, scores, targets))
         close(gradient(mined, scores)[0], gradient(loss(scores), scores)[0], 1e-15)
 
-    def test_absent_candidates_change_nothing(self, fixed):
-        miner = fixed
+    def test_absent_candidates_change_nothing(self, unplaced):
+        miner = unplaced
         scores, targets = scores_with_gaps(5, 7, absent=0.0)
         expected = kpair_loss(scores, targets, log_weights=mine(miner, scores, targets))
         places = torch.tensor([3, 0, 6, 1, 2, 5, 4])
@@ -280,13 +329,14 @@ class TestEveryMiner:
         scores, targets = rows()
         found = mine(miner, scores, targets)
         for i in range(len(scores)):
-            assert torch.equal(miner(scores[i : i + 1], targets[i : i + 1]), found[i : i + 1])
+            if not isinstance(miner, Fitted):
+                assert torch.equal(miner(scores[i : i + 1], targets[i : i + 1]), found[i : i + 1])
             assert torch.equal(
                 miner(scores[i : i + 1], targets[i : i + 1], anchors=torch.tensor([i])), found[i : i + 1]
             )
 
-    def test_order_of_candidates(self, fixed):
-        miner = fixed
+    def test_order_of_candidates(self, unplaced):
+        miner = unplaced
         scores, targets = without_ties()
         columns = torch.randperm(9)
         moved = mine(miner, scores[:, columns], columns.argsort()[targets])
@@ -342,7 +392,9 @@ class TestEveryMiner:
         close(found, mine(loop, scores, targets), 1e-14)
         if repr(miner) == "semihard(margin=0.7)":
             assert found.tolist() == [[0.0, -INF], [0.0, 0.0]]
-        elif not any(word in repr(miner) for word in ("min_score", "margin", "importance", "multi_", "chain", "thres")):
+        elif isinstance(miner, Miner) and not any(
+            word in repr(miner) for word in ("min_score", "margin", "importance", "multi_", "chain", "thres")
+        ):
             # One negative is the hardest, the mean and the smallest at once: debiasing raises it when it is hard, by
             # (e^.5 - tau) / (1 - tau) over e^.5, and leaves it at the floor, itself, when it is easy.
             tau = miner.rule.keywords.get("tau_plus", 0.0)
@@ -390,7 +442,10 @@ class TestEveryMiner:
         assert bool(facts.why) != (facts.proposal or (facts.mass is not None and facts.monotone))
 
     def test_is_a_plain_callable_with_a_readable_name(self, miner):
-        assert isinstance(miner, Miner)
+        if isinstance(miner, Fitted):
+            assert re.match(r"(same_label|same_group|false_negatives)\(200 \w+, 9 candidates", repr(miner))
+            return
+        assert isinstance(miner, Miner | Counted)
         assert eval(repr(miner), vars(miners).copy())(*without_ties()).shape == (6, 9)
 
 
@@ -1036,7 +1091,7 @@ class TestAnnealed:
 
     def test_other_miners_are_the_same_at_every_step(self):
         for miner, _ in TABLE:
-            if "annealed" not in repr(miner):
+            if isinstance(miner, Miner) and "annealed" not in repr(miner):
                 assert miner.at(0) is miner.at(10**9) is miner
 
     @pytest.mark.parametrize(
@@ -1141,3 +1196,53 @@ def test_a_broken_score_is_named_behind_every_miner(miner, value, column):
         kpair_loss(scores, targets, log_weights=mine(miner, scores, targets))
     with refused("infonce_bound", "row 3", "NaN or +inf score"):
         infonce_bound(scores, targets, miner=miner)
+
+
+class TestCounted:
+    def starving(self):
+        """Two of four anchors keep no negative; the fifth row is padding and no anchor."""
+        scores = torch.tensor([[5.0, 1.0, 0.0], [1.0, 5.0, 2.0], [2.0, 0.0, -INF], [0.0, 1.0, 3.0], [-INF] * 3])
+        return scores, torch.tensor([0, 0, 0, 0, 0])
+
+    def test_counts_the_anchors_left_with_their_positive_alone(self):
+        miner = counted(multi_similarity(0.5))
+        assert math.isnan(miner.empty_rows())
+        scores, targets = self.starving()
+        miner(scores, targets)
+        assert miner.empty_rows() == 0.5
+        assert miner.figures() == {"empty_rows": 0.5}
+        miner(scores[:1], targets[:1])
+        assert miner.empty_rows() == 0.6  # so far
+        miner.begin(1)
+        assert math.isnan(miner.empty_rows())
+
+    def test_absent_candidates_count_as_much_as_dropped_ones(self):
+        miner = counted(topk(2))
+        miner(torch.tensor([[1.0, -INF], [1.0, 0.0]]), torch.tensor([0, 0]))
+        assert miner.empty_rows() == 0.5
+
+    def test_follows_the_schedule_of_its_miner(self):
+        miner = counted(annealed(topk, start=5, end=1, steps=4))
+        scores, targets = torch.randn(3, 9), torch.arange(3)
+        for step, k in ((0, 5), (2, 3), (4, 1), (99, 1)):
+            miner.begin(step)
+            assert torch.equal(miner(scores, targets), topk(k)(scores, targets))
+            assert miner.facts == topk(k).facts
+
+    def test_any_callable_and_what_it_guarantees(self):
+        miner = counted(lambda scores, targets, *, anchors=None: torch.zeros_like(scores))
+        assert miner.facts == MiningFacts()
+        scores = torch.randn(4, 4)
+        assert infonce_bound(scores, miner=counted(topk(2))) == infonce_bound(scores, miner=topk(2))
+
+    @pytest.mark.parametrize("tiled", [False, True])
+    def test_the_share_is_that_of_all_anchors_streamed_or_stored(self, tiled, monkeypatch):
+        few_rows_at_a_time(monkeypatch)
+        x, y = (torch.randn(16, 4, requires_grad=True) for _ in range(2))
+        miner = counted(semihard(0.2))
+        KPairLoss(Cosine(0.5), miner=miner, tiled=tiled)(x, y).backward()
+        scores = Cosine(0.5)(x, y)
+        empty = [miners.empty_rows(s, log_weights=semihard(0.2)(s, torch.arange(16))) for s in (scores, scores.T)]
+        expected = torch.cat(empty).double().mean()
+        assert 0 < expected < 1
+        assert miner.empty_rows() == float(expected)

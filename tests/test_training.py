@@ -14,7 +14,7 @@ from contrastive.critics import Cosine
 from contrastive.encoders import Recipe, build
 from contrastive.errors import InputError
 from contrastive.training import fit, read_history
-from miners import annealed, chain, hcl, random_subset, topk
+from miners import Counted, annealed, chain, counted, hcl, multi_similarity, random_subset, topk
 
 IMAGES = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 RECIPE = Recipe("ConvNet", {"channels": 1, "widths": [4, 8]}, {"hidden": [8], "out": 4}, [0.5], [0.3])
@@ -39,7 +39,9 @@ def train(out, *, epochs=4, fail_at=None, resume=False, miner=None, told=None, *
     `told` is a list of the steps that the miner is told.
     """
     encoder, projector = build(RECIPE, seed=0)
-    criterion = KPairLoss(Cosine())
+    counting = isinstance(miner, Counted)
+    criterion = KPairLoss(Cosine(), miner=miner if counting else None)
+    each_step = miner.begin if counting else partial(mine_at, criterion, miner, told if told is not None else [])
     encoder.eval()  # whatever its caller did with it before
     steps = 0
 
@@ -61,10 +63,28 @@ def train(out, *, epochs=4, fail_at=None, resume=False, miner=None, told=None, *
         out=out,
         epochs=epochs,
         resume_from=checkpoint,
-        each_step=None if miner is None else partial(mine_at, criterion, miner, told if told is not None else []),
+        each_step=None if miner is None else each_step,
         **options,
     )
     return nn.Sequential(encoder, projector).state_dict(), result
+
+
+def test_what_a_step_tells_is_logged_beside_its_loss_and_resumes(tmp_path):
+    counting = counted(multi_similarity(0.0))
+
+    def run(out, **options):
+        return train(out, each_loss=counting.figures, miner=counting, **options)
+
+    run(tmp_path / "whole")
+    whole = read_history(tmp_path / "whole")
+    shares = [row["empty_rows"] for row in whole if "loss" in row]
+    assert len(shares) == 24
+    assert 0 <= min(shares) < max(shares) <= 1
+    assert all("empty_rows" not in row for row in whole if "loss" not in row)
+    with pytest.raises(Stop):
+        run(tmp_path / "broken", fail_at=9, checkpoint_every=3)
+    run(tmp_path / "broken", resume=True, checkpoint_every=3)
+    assert read_history(tmp_path / "broken") == whole
 
 
 def equal(a, b):

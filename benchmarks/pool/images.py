@@ -9,6 +9,7 @@ on one thread, its learning rate on a cosine over that time. One direction, x to
 - ``in-batch, both``: both directions of it;
 - ``queue``: 4,096 keys of earlier steps beside them (stale);
 - ``bank``: all 15,000 newest keys (stale), as in instance discrimination (Wu et al., 2018);
+- ``whole``: all 15,000, encoded afresh every step, without gradient but for the batch's own;
 - ``pool``: K = 128 drawn from all 15,000 by a proposal from the bank, encoded afresh, exact weights (theorem C).
 """
 
@@ -31,7 +32,7 @@ from contrastive.retrieval import instance_recall
 from contrastive.views import RandomView
 from miners import PoolProposal, Queue
 
-ARMS = ("in-batch", "in-batch, both", "queue", "bank", "pool")
+ARMS = ("in-batch", "in-batch, both", "queue", "bank", "whole", "pool")
 BATCH, K, QUEUE, DIM = 128, 128, 4096, 64
 
 
@@ -83,10 +84,19 @@ class Trainer:
             self.queue.enqueue(y.detach())
             return loss
         # The newest keys of all images; those of the batch are its own fresh ones.
+        if self.arm == "whole":
+            self.renew(step)
         keys = self.bank.clone()
         scores = torch.cat([self.critic(x, y), self.critic(x, keys).index_fill(1, rows, -torch.inf)], 1)
         self.bank[rows] = nn.functional.normalize(y.detach())
         return kpair_loss(scores).mean()
+
+    @torch.no_grad()
+    def renew(self, step: int) -> None:
+        """A fresh key of every image."""
+        for rows in torch.arange(len(self.images)).split(500):
+            torch.manual_seed(derived_seed(self.seed, step, int(rows[0])))
+            self.bank[rows] = nn.functional.normalize(self.embed(rows))
 
     def _pool(self, rows: Tensor) -> Tensor:
         # Anchors are embedded together with their positives, so that batch norm sees one kind of batch; what is drawn
@@ -108,14 +118,9 @@ def train(data: ImageData, arm: str, temperature: float, seed: int, seconds: flo
     """Trains for so many seconds of the processor, then measures."""
     trainer = Trainer(data, arm, temperature, seed)
     optimizer = torch.optim.Adam(trainer.model.parameters(), 2e-3, weight_decay=1e-5)
-    if arm in ("bank", "pool"):  # a first key of every image, in the same budget
-        start = time.process_time()
-        with torch.no_grad():
-            for rows in torch.arange(len(trainer.images)).split(500):
-                torch.manual_seed(derived_seed(seed, int(rows[0])))
-                trainer.bank[rows] = nn.functional.normalize(trainer.embed(rows))
-    else:
-        start = time.process_time()
+    start = time.process_time()
+    if arm in ("bank", "pool"):
+        trainer.renew(0)  # a first key of every image, in the same budget
     step = 0
     while (spent := (time.process_time() - start) / seconds) < 1:
         warm = min(1.0, 10 * spent + 0.02)

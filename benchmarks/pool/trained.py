@@ -110,21 +110,21 @@ def train(task: Task, arm: str, seed: int, steps: int) -> dict[str, Any]:
     torch.manual_seed(seed + 2000)
     with torch.no_grad():
         batches = [task.draw(BATCH) for _ in range(200)]
-        found["uniform"] = statistics.fmean(estimators.uniform(critic, x, y, K).value for x, y in batches)
-        off = [critic(x, y) for x, y in batches]
-        for name, estimate in (("smile", estimators.smile), ("nwj", estimators.nwj)):
-            values = [estimate(scores) for scores in off]
-            found[name], found[f"{name}_spread"] = statistics.fmean(values), statistics.stdev(values)
+        uniform = [estimators.uniform(critic, x, y, K).value for x, y in batches]
+        scores = [critic(x, y) for x, y in batches]
+        values = {"uniform": uniform, "smile": list(map(estimators.smile, scores))}
+        values["nwj"] = list(map(estimators.nwj, scores))
         for pool, times in ((POOL, 100), (LARGE, 60)):
             judged = Pools(task, cheap, pool)
-            values = []
+            bounds = []
             for _ in range(times):
                 x, y, proposal, anchors = judged(BATCH)
-                values.append(estimators.pooled(critic, x, y, K, proposal, anchors)[0].value)
-            found[f"pool_{pool}"] = statistics.fmean(values)
-            found[f"pool_{pool}_standard_error"] = statistics.stdev(values) / math.sqrt(times)
-        x, y = Pools(task, cheap, POOL)(BATCH)[:2]
-        found[f"whole_{POOL}"] = estimators.whole(critic, x, y).value
+                bounds.append(estimators.pooled(critic, x, y, K, proposal, anchors)[0].value)
+            values[f"pool_{pool}"] = bounds
+        wholes = [Pools(task, cheap, POOL)(BATCH)[:2] for _ in range(20)]
+        values[f"whole_{POOL}"] = [estimators.whole(critic, x, y).value for x, y in wholes]
+    for name, of_batches in values.items():
+        found[name], found[f"{name}_spread"] = statistics.fmean(of_batches), statistics.stdev(of_batches)
     return found
 
 

@@ -1,6 +1,7 @@
 """``kpair train``."""
 
 import hashlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from contrastive.distributed import GlobalBatch
 from contrastive.encoders import save_encoder
 from contrastive.errors import InputError
 from contrastive.files import remove_scraps
-from miners import Miner
+from miners import counted
 
 __all__ = ["train"]
 
@@ -98,7 +99,7 @@ def _set_up(config: Mapping[str, Any]) -> Setup:
 
 def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
     from contrastive.evaluation import Model, hard_negatives, held_out_figures
-    from contrastive.training import fit
+    from contrastive.training import fit, read_history
 
     progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
     resume_from = launch.by_first(partial(newest_checkpoint, out / "checkpoints", "step-*.ckpt"))
@@ -106,7 +107,8 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         doing, ranks = "resuming" if resume_from else "training", world_size()
         on = f" on {ranks} ranks" if ranks > 1 else ""
         say(f"{doing} in {out}{on}: {_title(config, setup)}, {len(setup.data.train)} images")
-    one = KPairLoss(setup.critic, miner=setup.miner, symmetric=config["symmetric"])
+    miner = None if setup.miner is None else counted(setup.miner)
+    one = KPairLoss(setup.critic, miner=miner, symmetric=config["symmetric"])
     result = fit(
         setup.encoder,
         setup.projector,
@@ -128,7 +130,8 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
             batch_size=config["batch_size"],
             seed=config["seed"],
         ),
-        each_step=partial(_mine_at, one, setup.miner) if isinstance(setup.miner, Miner) else None,
+        each_step=None if miner is None else miner.begin,
+        each_loss=None if miner is None else miner.figures,
         resume_from=resume_from,
         checkpoint_every=config["checkpoint_every"],
         progress=progress and launch.first(),
@@ -158,6 +161,15 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
             f"{result.skipped} of {result.steps} steps were skipped, for a number in them was not finite: "
             "failed-step-*.safetensors has their batches."
         )
+    history = read_history(out)
+    empty = [row["empty_rows"] for row in history if "empty_rows" in row]
+    if any(empty):
+        measured.notes.append(
+            f"{setup.miner!r} left {statistics.fmean(empty):.1%} of the anchors without any negative (mean over the "
+            f"{len(empty)} steps that were logged): their loss is 0, and they teach nothing."
+        )
+    else:  # a panel of zeros would say nothing
+        history = [{key: value for key, value in row.items() if key != "empty_rows"} for row in history]
     negatives = hard_negatives(
         setup.data.train,
         nn.Sequential(setup.encoder, setup.projector),
@@ -173,6 +185,7 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         config=config,
         data=setup.data,
         measured=measured,
+        history=history,
         hard_negatives=negatives,
         training={"final_loss": result.final_loss, "steps": result.steps, "skipped_steps": result.skipped},
         cost=cost,
@@ -184,11 +197,6 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         f"{cost['peak_mb']:.0f} MB in all"
     )
     print(f"report: {page}")
-
-
-def _mine_at(criterion: KPairLoss, miner: Miner, step: int) -> None:
-    """A miner whose options change during a training is that of the step."""
-    criterion.miner = miner.at(step)
 
 
 def _folder(config: Mapping[str, Any]) -> tuple[Path, str]:
