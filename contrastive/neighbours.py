@@ -57,11 +57,13 @@ Progress: TypeAlias = Callable[[int, int], None]
 BLOCK = 2**22
 BLOCK_WIDTH = 2**14
 RANKING_BLOCK = 2**22
-# Numbers of a gallery that is prepared once and kept (1 GB in float32), and of a block of a larger one; entries of the
-# rankings that are held while the blocks pass by.
+# Numbers of a gallery that is prepared once and kept (1 GB in float32), and of a block of a larger one.
 GALLERY_KEPT = 2**28
 GALLERY_BLOCK = 2**25
+# Entries of the rankings that are held while the blocks pass by, and queries. So many are enough to make reading and
+# preparing the blocks for them cheap (a fiftieth of their time), and few enough to lose little where one is killed.
 RANKINGS_HELD = 2**26
+QUERIES_HELD = 2**14
 # Rows and columns of which a product has whole multiples; measured with MKL on an AMD processor, in both precisions.
 _WHOLE = (4, 128)
 _ANY_SIZE = 2**62
@@ -368,7 +370,8 @@ class Search:
         length = max(1, min(RANKING_BLOCK // (k + 2), 4096))
         by_index = self.target.index is not None and not exact
         blocks = [(0, len(self.target))] if by_index else self.target.blocks
-        held = length if len(blocks) == 1 else max(length, RANKINGS_HELD // (k + 2) // length * length)
+        most = min(QUERIES_HELD, RANKINGS_HELD // (k + 2))
+        held = length if len(blocks) == 1 else max(length, most // length * length)
         total, done = -(-count // length) * len(blocks), 0
         for start in range(0, count, held):
             parts = [slice(i, min(i + length, count)) for i in range(start, min(start + held, count), length)]

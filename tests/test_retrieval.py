@@ -439,7 +439,7 @@ def test_ids_that_do_not_fit_are_refused():
 @backends
 @metrics
 @pytest.mark.parametrize("exclude_self", [False, True])
-@pytest.mark.parametrize("held", [1, 2**20])
+@pytest.mark.parametrize("held", [("RANKINGS_HELD", 1), ("QUERIES_HELD", 14), ("QUERIES_HELD", 2**20)], ids=str)
 def test_blocks_of_the_gallery_do_not_matter(backend, metric, exclude_self, held, monkeypatch):
     x, y = torch.randint(-2, 3, (2, 23, 3)).float()
     x, y = torch.cat([x, -x]), torch.cat([y, -y])  # of mean 0, so that distances are exact
@@ -447,7 +447,7 @@ def test_blocks_of_the_gallery_do_not_matter(backend, metric, exclude_self, held
     expected = search(x, y, 12, metric=metric, backend=backend, exclude_self=exclude_self)
     monkeypatch.setattr(neighbours, "GALLERY_KEPT", 0)
     monkeypatch.setattr(neighbours, "GALLERY_BLOCK", 3 * 7)  # blocks of 7 rows, fewer than k, the last of four
-    monkeypatch.setattr(neighbours, "RANKINGS_HELD", held)
+    monkeypatch.setattr(neighbours, *held)
     monkeypatch.setattr(neighbours, "RANKING_BLOCK", 100)  # strips of 7 queries
     told = []
     ranking = search(
@@ -456,6 +456,21 @@ def test_blocks_of_the_gallery_do_not_matter(backend, metric, exclude_self, held
     assert torch.equal(ranking.ids, expected.ids)
     torch.testing.assert_close(ranking.scores, expected.scores, atol=1e-5, rtol=1e-5)
     assert told == [(i + 1, 49) for i in range(49)]
+
+
+def test_rankings_over_several_blocks_are_given_as_soon_as_their_queries_are_through(monkeypatch):
+    """Not after the last query: what a killed evaluation goes on with."""
+    monkeypatch.setattr(neighbours, "GALLERY_KEPT", 0)
+    monkeypatch.setattr(neighbours, "GALLERY_BLOCK", 3 * 7)
+    monkeypatch.setattr(neighbours, "RANKING_BLOCK", 40)  # strips of 8 queries
+    monkeypatch.setattr(neighbours, "QUERIES_HELD", 16)
+    x, told = torch.randn(40, 3), []
+    target = neighbours.Target("test", neighbours.as_rows("test", "x", x), metric="cosine", backend="torch")
+    run = neighbours.Search("test", target.rows, target, progress=lambda *done: told.append(done))
+    seen = [(part.stop, len(told)) for part, _, _ in run.rankings(3)]
+    blocks = len(target.blocks)
+    assert blocks == 6
+    assert seen == [(8, 2 * blocks), (16, 2 * blocks), (24, 4 * blocks), (32, 4 * blocks), (40, 5 * blocks)]
 
 
 @needs_faiss
