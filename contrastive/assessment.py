@@ -432,7 +432,7 @@ def fitting_ks(function: str, ks: Sequence[int], largest: int) -> tuple[tuple[in
     """
     for k in ks:
         if isinstance(k, bool) or k < 1 or (k > largest and ks is not DEFAULT_KS):
-            raise InputError(f"{function}: ks holds {k}, expected 1 to {largest}, the items a query can retrieve")
+            raise InputError(f"{function}: k is {k}, expected 1 to {largest}, the items a query can retrieve")
     unique = tuple(dict.fromkeys(int(k) for k in ks))
     return tuple(k for k in unique if k <= largest), tuple(k for k in unique if k > largest)
 

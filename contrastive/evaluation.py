@@ -76,6 +76,9 @@ class Evaluation:
     Arguments:
         figures: for ``encoder``, ``untrained`` and ``pixels``, each figure's value; None: not defined for this data.
         intervals: 95 % bootstrap intervals, over queries, of the encoder's retrieval figures.
+        class_intervals: likewise over classes; empty without labels.
+        counts: of its retrieval: queries that were ``excluded`` and ``tied``, and the k that were ``dropped``, as in
+            `contrastive.RetrievalResult`.
         bound: the held-out bound of the trained critic, in nats.
         notes: what a reader must know: excluded queries, dropped k, which split the probes used.
         similarities: cosine similarities of held-out positive and negative pairs.
@@ -86,6 +89,8 @@ class Evaluation:
 
     figures: dict[str, dict[str, float | None]]
     intervals: dict[str, tuple[float, float]]
+    class_intervals: dict[str, tuple[float, float]]
+    counts: dict[str, int | tuple[int, ...]]
     bound: dict[str, Any]
     similarities: dict[str, tuple[np.ndarray, np.ndarray]]
     embeddings: Float[Tensor, "n d"]
@@ -135,6 +140,8 @@ def evaluate_model(
     figures: dict[str, dict[str, float | None]] = {}
     similarities = {}
     intervals: dict[str, tuple[float, float]] = {}
+    class_intervals: dict[str, tuple[float, float]] = {}
+    counts: dict[str, int | tuple[int, ...]] = {}
     fit_rows, score_rows = _probe_rows(data)
     if data.class_disjoint:
         notes.append(
@@ -175,6 +182,8 @@ def evaluate_model(
             intervals = {f"instance_{key}": value for key, value in instance.interval.items()}
             if labels is not None:
                 intervals |= retrieval.interval
+                class_intervals = retrieval.class_interval
+                counts = {"excluded": retrieval.excluded, "tied": retrieval.tied, "dropped": retrieval.dropped}
                 if retrieval.excluded:
                     notes.append(f"{retrieval.excluded} queries are the only image of their class: excluded.")
                 if retrieval.dropped:
@@ -189,6 +198,8 @@ def evaluate_model(
     return Evaluation(
         figures=figures,
         intervals=intervals,
+        class_intervals=class_intervals,
+        counts=counts,
         bound=held_out_bound(critic, *pair, batch_size=batch_size),
         similarities=similarities,
         embeddings=embeddings,

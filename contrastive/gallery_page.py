@@ -141,6 +141,7 @@ def write_gallery_page(
         title=_shown(title),
         rows=[(name, _figure(name, value), _interval(result.interval.get(name))) for name, value in means.items()],
         classes=_class_intervals(result, means),
+        found=_neighbours_found(result, means),
         notes=[_shown(note, longest=1000) for note in (*notes, *_about(pictures, neighbours))],
         curve=_curve(result),
         confusion=confusion,
@@ -451,6 +452,13 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 def _class_intervals(result: RetrievalResult, names: Mapping[str, float]) -> list[str] | None:
     return [_interval(result.class_interval.get(name)) for name in names] if result.class_interval else None
+
+
+def _neighbours_found(result: RetrievalResult, names: Mapping[str, float]) -> list[str] | None:
+    """Beside every figure that rests on an approximate search, the share of the exact neighbours it found."""
+    if (share := result.index_recall) is None:
+        return None
+    return [_percent(share) if name in result.interval else "" for name in names]
 
 
 def _template() -> Any:

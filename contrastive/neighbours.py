@@ -36,6 +36,7 @@ __all__ = [
     "in_order_of_ids",
     "own_rows",
     "prepared",
+    "refuse_backend",
     "refuse_others",
     "rows_in_order",
     "similarity",
@@ -686,8 +687,24 @@ def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "f
         if x.device.type != "cpu" or x.dtype != torch.float32 or not _faiss.safe_by_default():
             return "torch", None
         return "faiss" if _faiss.gpu_count() else "filter", None
-    if backend == "torch":
-        return "torch", None
+    refuse_backend(function, backend)
+    if backend in ("torch", "faiss"):
+        return backend, None  # type: ignore[return-value]  # of two
+    return "torch", backend
+
+
+def refuse_backend(function: str, backend: str) -> None:
+    """Refuses a back end that is none, or whose library is missing.
+
+    Arguments:
+        function: name of the caller, for messages.
+        backend: as in `contrastive.search`.
+
+    Raises:
+        InputError: for such a back end.
+    """
+    if backend in ("auto", "torch"):
+        return
     if backend != "faiss" and not _faiss.is_factory(backend):
         raise InputError(
             f"{function}: backend is {backend!r}, expected one of auto, torch, faiss, "
@@ -695,7 +712,6 @@ def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "f
         )
     if not _faiss.available():
         raise InputError(f"{function}: backend is {backend!r}, which needs FAISS: pip install 'kpair[faiss]'")
-    return ("faiss", None) if backend == "faiss" else ("torch", backend)
 
 
 def _torch_top(

@@ -187,6 +187,8 @@ def finish(
         {
             **measured.figures,
             "intervals": measured.intervals,
+            "class_intervals": measured.class_intervals,
+            "counts": measured.counts,
             "bound": measured.bound,
             "training": training,
             "cost": cost,

@@ -13,6 +13,8 @@ def print_comparison(
     intervals: Mapping[str, tuple[float, float]],
     bound: Mapping[str, Any],
     notes: Sequence[str],
+    *,
+    class_intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Prints one column a representation, and the bound in words.
 
@@ -21,12 +23,18 @@ def print_comparison(
         intervals: of the first column.
         bound: value, cap (nats) and status.
         notes: printed below.
+        class_intervals: of the first column, over classes.
     """
     columns = list(figures)
     rows = [[name, *(_cell(name, figures[c].get(name)) for c in columns)] for name in figures[columns[0]]]
     for row in rows:
         row.insert(2, _interval(row[0], intervals))
-    _print([columns[0], "95 % interval", *columns[1:]], rows, notes)
+    header = [columns[0], "95 % interval", *columns[1:]]
+    if class_intervals:
+        header.insert(2, "over classes")
+        for row in rows:
+            row.insert(3, _interval(row[0], class_intervals))
+    _print(header, rows, notes)
     print(f"held-out bound: {bound['value']:.2f} nats of at most {bound['cap']:.2f} ({bound['status']})")
 
 
@@ -34,6 +42,8 @@ def print_beside(
     figures: Mapping[str, Mapping[str, float]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
     notes: Sequence[str],
+    *,
+    index_recall: Mapping[str, float | None],
 ) -> None:
     """Prints one column a representation, each figure with its interval.
 
@@ -41,11 +51,16 @@ def print_beside(
         figures: shares in [0, 1], by representation.
         intervals: likewise.
         notes: printed below.
+        index_recall: of an approximate search, by representation: the share of neighbours "found" that their figures
+            rest on; None: it was exact.
     """
     rows = []
     for figure in next(iter(figures.values())):
         of_figure = [(100 * figures[name][figure], *intervals[name][figure]) for name in figures]
         rows.append([figure, *(f"{value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for value, low, high in of_figure)])
+    if any(share is not None for share in index_recall.values()):
+        found = ("" if (share := index_recall[name]) is None else f"{100 * share:.1f}" for name in figures)
+        rows.append(["found", *found])
     _print([f"{name}, %" for name in figures], rows, notes)
 
 

@@ -62,6 +62,11 @@ def test_the_run_folder(run):
     assert {float(row["empty_rows"]) for row in csv_rows(run / "metrics.csv") if row["loss"]} == {0.0}
     assert "Anchors without a negative" not in (run / "report.html").read_text(encoding="utf-8")
     metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["class_intervals"].keys() == metrics["intervals"].keys() - {
+        "instance_recall@1",
+        "instance_recall@10",
+    }
+    assert metrics["counts"].keys() == {"excluded", "tied", "dropped"}
     for column in ("encoder", "pixels", "untrained"):
         assert metrics[column].keys() >= FIGURES
         assert all(0 <= metrics[column][name] <= 1 for name in FIGURES)

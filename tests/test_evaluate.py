@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,13 @@ def test_an_approximate_search_says_so_beside_every_figure(x, capsys):
     assert shown.count(f"{100 * found:.1f} %") >= len(figures()["intervals"]) + 1
     assert "neighbours found" in shown
     assert "IVF8,Flat is approximate" in shown
+    run(capsys, *words, "--report", "page.html")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "Neighbours found" in page
+    found = figures()["index_recall"]  # of a deeper search, for the page
+    assert page.count(f"<td>{100 * found:.1f}\u202f%</td>") >= len(figures()["intervals"])
+    run(capsys, "x.npz", "--k", "1,5", "--report", "page.html")
+    assert "Neighbours found" not in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_lists_of_relevant_items(x, capsys, tmp_path):
@@ -163,7 +171,7 @@ BAD = {
     "fewer labels": (lambda e, y: (e, y[:-1]), [], "60 embeddings, and there are 59 labels"),
     "float labels": (lambda e, y: (e, y / 2), [], "expected one integer or string a row"),
     "k = 0": (None, ["--k", "0"], "--k is 0"),
-    "k beyond": (None, ["--k", "1,60"], "ks holds 60, expected 1 to 59"),
+    "k beyond": (None, ["--k", "1,60"], "k is 60, expected 1 to 59"),
     "metric at 0": (None, ["--metrics", "recall@0"], "metrics hold 'recall@0'"),
     "unknown metric": (None, ["--metrics", "recal"], "metrics hold 'recal', expected names of recall"),
     "no metric": (None, ["--metrics", ","], "metrics hold none"),
@@ -173,7 +181,7 @@ BAD = {
     "no relevant": (None, ["--relevant", "nope.json"], "nope.json cannot be read"),
     "both": (None, ["--relevant", "r.json", "--labels", "l.txt"], "leave --labels and --gallery-labels out"),
     "resume": (None, ["--resume", "auto"], "--resume auto needs --json"),
-    "sample": (None, ["--sample", "0"], "sample is 0, expected at least 1 query"),
+    "sample": (None, ["--sample", "0"], "--sample is 0, expected at least 1 query"),
     "misspelt": (None, ["--metric", "cosin"], "--metric is cosin"),
 }
 

@@ -120,8 +120,17 @@ def test_a_folder_in_one_command(folder, weights, tmp_path, monkeypatch, capsys)
         assert found[name] == pytest.approx(evaluate_retrieval(vectors, pictures.labels[kept], ks=(1, 3)).mean)
     assert found["pixels"] != found["untrained"] != found["encoder"]
     assert found["queries"] == 18
+    assert found["class_intervals"]["encoder"].keys() == expected.class_interval.keys()
+    assert found["index_recall"] == dict.fromkeys(("encoder", "untrained", "pixels"))
+    assert "│ found " not in shown
     for word in ("encoder", "untrained", "pixels", "recall@3", "1 of 19 images cannot be read", "broken.jpg"):
         assert word in shown
+    assert main(["evaluate", *words, "--backend", "IVF2,Flat", "--nprobe", "1", "--json", "index.json"]) == 0
+    shown, found = capsys.readouterr().out, json.loads(Path("index.json").read_text())
+    assert "│ found " in shown
+    for share in found["index_recall"].values():
+        assert 0 < share <= 1
+        assert f" {100 * share:.1f} " in shown
     # What was saved is evaluated as any file of embeddings is.
     assert main(["evaluate", "out.npz", "--k", "1,3", "--json", "again.json"]) == 0
     again = json.loads(Path("again.json").read_text())["figures"]
@@ -142,6 +151,9 @@ BAD = {
     "nothing": ([], "expected a run folder or a file of embeddings, or --encoder"),
     "labels": (["--encoder", "timm:resnet18", "--data", "digits", "--labels", "l.txt"], "write one with --save"),
     "page": (["--encoder", "timm:resnet18", "--data", "digits", "--report", "p.html"], "write one with --save"),
+    "sample": (["--encoder", "timm:resnet18", "--data", "digits", "--sample", "0"], "--sample is 0"),
+    "back end": (["--encoder", "timm:resnet18", "--data", "digits", "--backend", "scann"], "backend is 'scann'"),
+    "nprobe": (["--encoder", "timm:resnet18", "--data", "digits", "--nprobe", "0"], "--nprobe is 0"),
     "no npz": (["--encoder", "timm:resnet18", "--data", "digits", "--save", "e.npy"], "ends in .npz"),
     "nowhere": (["--encoder", "timm:resnet18", "--data", "digits", "--save", "no/e.npz"], "no is no folder"),
 }
@@ -199,7 +211,7 @@ def test_what_cannot_be_evaluated_is_refused_before_minutes_of_embedding(folder,
     for images, more, message in [
         (tmp_path / "flat", [], "there are no classes to evaluate by"),
         (tmp_path / "one", [], "all images are of one class"),
-        (folder, ["--k", "19"], "ks holds 19, expected 1 to 18"),
+        (folder, ["--k", "19"], "k is 19, expected 1 to 18"),
         (folder, ["--metrics", "recal"], "metrics hold 'recal'"),
     ]:
         assert main(["evaluate", "--encoder", f"timm:{NAME}", "--data", f"folder:{images}", *more]) == 2

@@ -772,9 +772,9 @@ def test_default_k_beyond_the_gallery_are_dropped_and_passed_ones_refused(backen
     result = evaluate_retrieval(x, labels, backend=backend)
     assert result.dropped == (10, 100)
     assert list(result.mean) == ["recall@1", "recall@5", "precision@1", "r_precision", "map@r"]
-    with pytest.raises(InputError, match="ks holds 10, expected 1 to 6, the items a query can retrieve"):
+    with pytest.raises(InputError, match="k is 10, expected 1 to 6, the items a query can retrieve"):
         evaluate_retrieval(x, labels, ks=(1, 5, 10, 100), backend=backend)
-    with pytest.raises(InputError, match="ks holds 0, expected 1 to 6"):
+    with pytest.raises(InputError, match="k is 0, expected 1 to 6"):
         evaluate_retrieval(x, labels, ks=(0,), backend=backend)
     with_gallery = evaluate_retrieval(x, labels, gallery=x[:5] + 1, gallery_labels=labels[:5], backend=backend)
     assert with_gallery.dropped == (10, 100)
@@ -1017,7 +1017,7 @@ def test_instances_that_do_not_fit_are_refused():
     x = torch.randn(4, 2)
     with pytest.raises(InputError, match="instance_recall: 4 queries and a gallery of 3"):
         instance_recall(x, x[:3])
-    with pytest.raises(InputError, match="instance_recall: ks holds 5, expected 1 to 4"):
+    with pytest.raises(InputError, match="instance_recall: k is 5, expected 1 to 4"):
         instance_recall(x, x, ks=(5,))
     with pytest.raises(InputError, match="instance_recall: ks is empty"):
         instance_recall(x, x, ks=())

@@ -20,6 +20,7 @@ from contrastive.cli.notes import notes_of
 from contrastive.cli.progress import progress_bar
 from contrastive.encoders import build, load_recipe, load_weights
 from contrastive.errors import InputError
+from contrastive.neighbours import refuse_backend
 from contrastive.options import parse
 from contrastive.relevance import label_ids, several
 from contrastive.retrieval import instance_recall
@@ -99,7 +100,13 @@ def _add_options(parser: ArgumentParser) -> None:
         help="what searches, for a file: auto | torch | faiss (default: auto, FAISS where it is installed), or a FAISS "
         "factory string such as IVF4096,Flat: approximate, what it misses is measured",
     )
-    add("--nprobe", type=int, default=32, help="of an inverted file (IVF), how many of its lists are searched")
+    add(
+        "--nprobe",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="of an inverted file (IVF), how many of its lists are searched (default: 32)",
+    )
     add(
         "--sample",
         type=int | None,
@@ -181,6 +188,11 @@ def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Seque
             raise InputError(f"--{name}: {options[name]} cannot be written: {Path(options[name]).parent} is no folder")
     if options["json"] is not None and Path(options["json"]).is_dir():
         raise InputError(f"--json: {options['json']} cannot be written: it is a folder")
+    if options["sample"] is not None and options["sample"] < 1:
+        raise InputError(f"--sample is {options['sample']}, expected at least 1 query")
+    if options["nprobe"] is not None and options["nprobe"] < 1:
+        raise InputError(f"--nprobe is {options['nprobe']}, expected at least 1")
+    refuse_backend("--backend", options["backend"] or "auto")
     page.check(options)
     ranks.refuse(options, ("report", "resume", "encoder"))
     pretrained.check(options, of_files=_OF_FILES)
@@ -226,15 +238,22 @@ def _evaluate_run(
     measured = measure(config, setup, ks=ks, metrics=metrics, loud=_shown(options))
     if options["report"] is not None:
         page.write_of_run(options, setup.data, measured, ks=ks)
-    tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
-    return {**measured.figures, "intervals": measured.intervals, "bound": measured.bound, "notes": measured.notes}
+    tables.print_comparison(
+        measured.figures, measured.intervals, measured.bound, measured.notes, class_intervals=measured.class_intervals
+    )
+    return {
+        **measured.figures,
+        "intervals": measured.intervals,
+        "class_intervals": measured.class_intervals,
+        "counts": measured.counts,
+        "bound": measured.bound,
+        "notes": measured.notes,
+    }
 
 
 def _evaluate_file(
     file: Path, options: Mapping[str, Any], ks: Sequence[int] | None, metrics: Sequence[str] | None
 ) -> dict[str, Any]:
-    if options["nprobe"] < 1:
-        raise InputError(f"--nprobe is {options['nprobe']}, expected at least 1")
     if options["relevant"] is not None and (options["labels"] is not None or options["gallery_labels"] is not None):
         raise InputError("--relevant takes the place of labels: leave --labels and --gallery-labels out")
     embeddings, labels = launch.together(partial(_read, file, options["labels"]))
@@ -279,7 +298,7 @@ def _evaluate_file(
             relevant=ranks.own_part(relevant),
             metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),
             backend=options["backend"] or "auto",
-            nprobe=options["nprobe"],
+            nprobe=options["nprobe"] or 32,
             sample=options["sample"],
             **chosen,
         )
@@ -423,7 +442,7 @@ def _models(setup: Setup, seed: int) -> dict[str, "Model"]:
 
 _KS_OF_PAIRS = (1, 5, 10)
 _OF_FILES = (
-    *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend", "sample"),
+    *("labels", "gallery", "gallery_labels", "relevant", "metric", "backend", "nprobe", "sample"),
     *("images", "names", "gallery_images", "gallery_names"),
 )
 _UNIFORMITY = 50_000  # rows beyond which all pairs would take longer than the search

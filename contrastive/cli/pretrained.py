@@ -30,7 +30,7 @@ __all__ = ["check", "evaluate"]
 
 _OPTIONS = ("weights", "data", "save")
 # Of those for files, the ones that an encoder has as well.
-_SHARED = ("metric", "backend", "sample")
+_SHARED = ("metric", "backend", "nprobe", "sample")
 
 
 def check(options: Mapping[str, Any], *, of_files: Sequence[str]) -> None:
@@ -102,7 +102,7 @@ def evaluate(
             pictures.labels[kept],
             metric=options["metric"] or "cosine",
             backend=options["backend"] or "auto",
-            nprobe=options["nprobe"],
+            nprobe=options["nprobe"] or 32,
             sample=options["sample"],
             ks=ks,
             metrics=metrics,
@@ -113,14 +113,17 @@ def evaluate(
     intervals = {of: result.interval for of, result in results.items()}
     result = results["encoder"]
     notes += notes_of(result, options["backend"], len(kept))
-    tables.print_beside(figures, intervals, notes)
+    index_recall = {of: result.index_recall for of, result in results.items()}
+    tables.print_beside(figures, intervals, notes, index_recall=index_recall)
     return {
         **figures,
         "intervals": intervals,
-        "index_recall": {of: result.index_recall for of, result in results.items()},
+        "class_intervals": {of: result.class_interval for of, result in results.items()},
+        "index_recall": index_recall,
         "queries": len(kept),
         "searched": len(result.queries),
         "excluded": result.excluded,
+        "tied": {of: result.tied for of, result in results.items()},
         "notes": notes,
     }
 

@@ -190,7 +190,9 @@ def _run(out: Path, config: Mapping[str, Any], setup: Setup) -> None:
         training={"final_loss": result.final_loss, "steps": result.steps, "skipped_steps": result.skipped},
         cost=cost,
     )
-    tables.print_comparison(measured.figures, measured.intervals, measured.bound, measured.notes)
+    tables.print_comparison(
+        measured.figures, measured.intervals, measured.bound, measured.notes, class_intervals=measured.class_intervals
+    )
     print(
         f"{cost['images_per_second']:.0f} images a second; loading {cost['loading_share']:.1%} and views "
         f"{cost['augmenting_share']:.1%} of a step; peak memory {cost['training_peak_mb']:.0f} MB in training, "
