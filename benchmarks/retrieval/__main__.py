@@ -82,7 +82,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         found.append(
             (
                 f"{line['config']['rows']:,}",
-                f"`{' '.join(line['config']['options'])}`",
+                f"`{' '.join(line['config']['options'])}`" if line["config"]["options"] else "",
                 f"{line['searched']:,}",
                 f"{100 * line['figures']['recall@10']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
                 "100, exact" if exact else f"{100 * line['index_recall']:.1f}",
