@@ -28,6 +28,7 @@ from contrastive.shards import Shard, ShardSearch, as_queries
 __all__ = [
     "DEFAULT_KS",
     "DEFAULT_METRICS",
+    "DEFAULT_NPROBE",
     "METRICS",
     "Assessment",
     "RetrievalResult",
@@ -38,6 +39,7 @@ __all__ = [
 
 DEFAULT_KS: Sequence[int] = (1, 5, 10, 100)
 DEFAULT_METRICS = ("recall", "precision@1", "r_precision", "map@r")
+DEFAULT_NPROBE = 32
 # Of the first k; of the whole ranking. "map" and "mrr" are both.
 _AT_K = ("recall", "cmc", "coverage", "precision", "ndcg", "knn")
 _WHOLE = ("r_precision", "map@r", "map", "mrr")
@@ -115,7 +117,7 @@ class Assessment:
         metrics: Sequence[str] = DEFAULT_METRICS,
         metric: Metric = "cosine",
         backend: Backend = "auto",
-        nprobe: int = 32,
+        nprobe: int = DEFAULT_NPROBE,
         sample: int | None = None,
     ) -> None:
         self.function, self.alone = function, gallery is None

@@ -688,9 +688,9 @@ def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "f
             return "torch", None
         return "faiss" if _faiss.gpu_count() else "filter", None
     refuse_backend(function, backend)
-    if backend in ("torch", "faiss"):
-        return backend, None  # type: ignore[return-value]  # of two
-    return "torch", backend
+    if backend == "torch":
+        return "torch", None
+    return ("faiss", None) if backend == "faiss" else ("torch", backend)
 
 
 def refuse_backend(function: str, backend: str) -> None:

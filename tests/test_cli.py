@@ -349,9 +349,10 @@ def test_miners_by_name_with_what_the_configuration_fills_in(words, name):
     assert repr(set_up(read_options(["--miner", *words])).miner) == name
 
 
-def test_evaluate_a_run_takes_no_options_of_files(run, capsys):
-    status = main(["evaluate", str(run), "--metric", "euclidean"])
-    _one_sentence(subprocess.CompletedProcess([], status, *capsys.readouterr()), "--metric goes with a file")
+@pytest.mark.parametrize("words", [["--metric", "euclidean"], ["--nprobe", "4"]], ids=lambda words: words[0])
+def test_evaluate_a_run_takes_no_options_of_files(run, capsys, words):
+    status = main(["evaluate", str(run), *words])
+    _one_sentence(subprocess.CompletedProcess([], status, *capsys.readouterr()), f"{words[0]} goes with a file")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def train(rank, world, out, recipe, view, options, spoil=None):
         spoil(encoder)
     criterion = GlobalBatch(KPairLoss(Cosine(0.2, learnable=True), miner=hcl(1.0)))
     options = {"epochs": 2, "lr": 1e-3, "batch_size": 12, "each_epoch": lambda: {"of_rank": float(rank)}} | options
+    options["each_loss"] = lambda: {"told": float(rank)}
     result = fit(encoder, projector, criterion, IMAGES, view=view, out=out, accelerator="cpu", **options)
     everything = nn.ModuleList([encoder, projector, criterion]).state_dict()
     return everything, result.final_loss, read_history(out)
@@ -76,6 +77,7 @@ def test_two_ranks_end_where_one_does(tmp_path, world, recipe, options):
             assert torch.equal(found[key], ranks[0][0][key])
     written = ranks[0][2]
     assert [row["of_rank"] for row in written if "of_rank" in row] == [0.0, 0.0]
+    assert {row["told"] for row in written if "loss" in row} == {(world - 1) / 2}  # the mean over ranks
     assert [row["step"] for row in written] == [row["step"] for row in history]
     for row, other in zip(written, history, strict=True):
         assert row.get("loss", 0) == pytest.approx(other.get("loss", 0), abs=1e-4)

@@ -83,9 +83,9 @@ class Trainer:
             loss = KPairLoss(self.critic, symmetric=False)(x, y, negatives=self.queue.keys())
             self.queue.enqueue(y.detach())
             return loss
-        # The newest keys of all images; those of the batch are its own fresh ones.
         if self.arm == "whole":
             self.renew(step)
+        # The newest keys of all images; those of the batch are its own fresh ones.
         keys = self.bank.clone()
         scores = torch.cat([self.critic(x, y), self.critic(x, keys).index_fill(1, rows, -torch.inf)], 1)
         self.bank[rows] = nn.functional.normalize(y.detach())

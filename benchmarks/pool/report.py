@@ -67,6 +67,20 @@ def noise() -> str:
     return markdown([["task", *ways], *rows])
 
 
+def spreads() -> str:
+    """Value and deviation over batches of critics trained in pools; last, SMILE of the critic trained for it."""
+    named = ("uniform", "pool_4096", "pool_16384", "whole_4096", "smile", "nwj")
+    found = [line for line in in_order(runs("trained")) if line["status"] == "ok" and "uniform_spread" in line]
+    of = {(line["config"]["task"], line["seed"], line["config"]["arm"]): line for line in found}
+    rows = [["task", "seed", *named, "smile of its own"]]
+    for (task, seed, arm), line in of.items():
+        if arm == "pool":
+            own = of.get((task, seed, "smile"))
+            cells = [f"{line[name]:.2f} ({line[f'{name}_spread']:.2f})" for name in named]
+            rows.append([task, str(seed), *cells, f"{own['smile']:.2f} ({own['smile_spread']:.2f})" if own else ""])
+    return markdown(rows)
+
+
 def _mean(values: list[float], spec: str) -> str:
     if not values:
         return ""
@@ -124,6 +138,7 @@ def main() -> None:
     bounds = {"uniform": ".2f", "pool_4096": ".2f", "pool_16384": ".2f", "whole_4096": ".2f"}
     extra = {"smile": ".2f", "nwj": ".2f", "nwj_spread": ".1f"}
     print(over_seeds("trained", bounds | extra, ("task", "information", "arm")), "\n")
+    print(spreads(), "\n")
     print(noise())
     halves = {"test_bound": ".2f", "pool": ".2f", "whole": ".2f", "negatives_alone": ".2f"}
     print("\n" + over_seeds("halves", halves, ("arm",)), "\n")

@@ -12,7 +12,15 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from contrastive import launch, runs, tables, vectors
-from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, METRICS, Assessment, RetrievalResult, metric_names
+from contrastive.assessment import (
+    DEFAULT_KS,
+    DEFAULT_METRICS,
+    DEFAULT_NPROBE,
+    METRICS,
+    Assessment,
+    RetrievalResult,
+    metric_names,
+)
 from contrastive.cli import page, parts, pretrained, ranks
 from contrastive.cli.configuration import read_options
 from contrastive.cli.names import Setup, set_up
@@ -105,7 +113,7 @@ def _add_options(parser: ArgumentParser) -> None:
         type=int | None,
         default=None,
         metavar="N",
-        help="of an inverted file (IVF), how many of its lists are searched (default: 32)",
+        help=f"of an inverted file (IVF), how many of its lists are searched (default: {DEFAULT_NPROBE})",
     )
     add(
         "--sample",
@@ -192,7 +200,7 @@ def _said(words: list[str]) -> tuple[dict[str, Any], Sequence[int] | None, Seque
         raise InputError(f"--sample is {options['sample']}, expected at least 1 query")
     if options["nprobe"] is not None and options["nprobe"] < 1:
         raise InputError(f"--nprobe is {options['nprobe']}, expected at least 1")
-    refuse_backend("--backend", options["backend"] or "auto")
+    refuse_backend("kpair evaluate", options["backend"] or "auto")
     page.check(options)
     ranks.refuse(options, ("report", "resume", "encoder"))
     pretrained.check(options, of_files=_OF_FILES)
@@ -298,7 +306,7 @@ def _evaluate_file(
             relevant=ranks.own_part(relevant),
             metrics=asked if options["report"] is None else (*asked, *page.metrics(largest)),
             backend=options["backend"] or "auto",
-            nprobe=options["nprobe"] or 32,
+            nprobe=options["nprobe"] or DEFAULT_NPROBE,
             sample=options["sample"],
             **chosen,
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from contrastive import tables
-from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, Assessment, metric_names
+from contrastive.assessment import DEFAULT_KS, DEFAULT_METRICS, DEFAULT_NPROBE, Assessment, metric_names
 from contrastive.cli.names import load_data
 from contrastive.cli.notes import notes_of
 from contrastive.cli.progress import progress_bar
@@ -102,7 +102,7 @@ def evaluate(
             pictures.labels[kept],
             metric=options["metric"] or "cosine",
             backend=options["backend"] or "auto",
-            nprobe=options["nprobe"] or 32,
+            nprobe=options["nprobe"] or DEFAULT_NPROBE,
             sample=options["sample"],
             ks=ks,
             metrics=metrics,
