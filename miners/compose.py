@@ -125,8 +125,8 @@ def counted(miner: WeighsNegatives) -> "Counted":
 
     Example:
         >>> import torch
-        >>> from miners import margin
-        >>> miner = counted(margin(1.0))
+        >>> from miners import semihard
+        >>> miner = counted(semihard(1.0))
         >>> log_weights = miner(torch.tensor([[5.0, 1.0], [0.5, 1.0]]), torch.tensor([0, 1]))
         >>> miner.empty_rows()
         0.5
