@@ -12,6 +12,7 @@ from contrastive.errors import InputError
 from contrastive.intervals import bootstrap_interval
 from contrastive.metrics import Ties, knn_at, ndcg_at, retrieval_metrics, tie_groups
 from contrastive.neighbours import (
+    BLOCK,
     Backend,
     Metric,
     Progress,
@@ -22,6 +23,7 @@ from contrastive.neighbours import (
     as_rows,
     in_order_of_ids,
 )
+from contrastive.placement import Placement
 from contrastive.relevance import Judged, Labels, Relevance, Relevant, SameLabel, SharedLabels, label_ids, several
 from contrastive.shards import Shard, ShardSearch, as_queries
 
@@ -65,7 +67,8 @@ class RetrievalResult:
         queries: the rows of the queries that count.
         excluded: how many queries were left out, having no relevant item.
         dropped: the default k that lie beyond the gallery.
-        tied: how many queries have items of equal score, whose order does not count (see `contrastive.metrics`).
+        tied: how many queries have items of equal score, whose order does not count (see `contrastive.metrics`), among
+            those that the metrics look at.
         index_recall: of an approximate search, the share of the exact neighbours that it found for a sample of the
             queries; None: the search was exact.
     """
@@ -173,7 +176,6 @@ class Assessment:
         if self.classes is None and any(name.startswith("knn@") for name in self.names):
             raise InputError(f"{function}: metrics hold 'knn', expected one label a row to vote with")
         self.relevant = self.relevance.total[self.kept]
-        self.depth = self._depth(len(y) - self.alone)
         own = torch.arange(len(x), device=x.device) if self.alone else None
         self.search: Search | ShardSearch
         if isinstance(y, Shard):
@@ -184,6 +186,11 @@ class Assessment:
             assert isinstance(x, Tensor)
             target = Target(function, y, metric=metric, backend=backend, nprobe=nprobe)
             self.search = Search(function, x, target, own=own, rows=self.kept)
+        # Of exact scores in one process, the places of relevant items in the whole gallery can be counted.
+        can_count = isinstance(self.search, Search) and not self.search.approximate
+        self.counted = [name for name in self.names if can_count and name in ("map", "mrr")]
+        self.ranked = [name for name in self.names if name not in self.counted]
+        self.depth = self._depth(len(y) - self.alone)
 
     def _reason(self, relevant: Relevant | None) -> str:
         if relevant is not None:
@@ -194,7 +201,7 @@ class Assessment:
 
     def _depth(self, largest: int) -> int:
         depth = 1
-        for name in self.names:
+        for name in self.ranked:
             at = name.partition("@")[2]
             if at.isdecimal():
                 depth = max(depth, int(at))
@@ -215,7 +222,11 @@ class Assessment:
         # One more item than the metrics look at shows a tie at the cut; there is none beyond the gallery.
         asked = min(self.depth + 1, run.size - self.alone)
         for part, ids, scores in run.rankings(asked):
-            yield self._values(run, part, ids, scores)
+            values = self._values(run, part, ids, scores)
+            if self.counted and isinstance(run, Search):
+                counted = self._counted(run, part)
+                values |= counted | {"tied": torch.maximum(values["tied"], counted["tied"])}
+            yield values
 
     def neighbours(
         self, places: Int64[Tensor, " some"], k: int, *, on_progress: Progress | None = None
@@ -267,7 +278,7 @@ class Assessment:
     def _values(self, run: Search | ShardSearch, part: slice, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
         rows = run.rows[part]
         tied = ((scores[:, 1:] == scores[:, :-1]) & (ids[:, 1:] >= 0)).any(1)
-        values = {name: torch.zeros(len(rows), device=ids.device) for name in self.names}
+        values = {name: torch.zeros(len(rows), device=ids.device) for name in self.ranked}
         places = torch.arange(len(rows), device=ids.device)
         untied = places[~tied]
         if len(untied):
@@ -278,6 +289,17 @@ class Assessment:
             for name, value in self._tied(run, part.start + some, ids[some], scores[some]).items():
                 values[name][some] = value
         return values | {"tied": tied.float()}
+
+    def _counted(self, run: Search, part: slice) -> dict[str, Tensor]:
+        """The metrics of the whole gallery's order, and whether equal scores had a part in them."""
+        places, found = torch.arange(part.start, part.stop, device=run.rows.device), []
+        for some in torch.split(places, max(1, BLOCK // run.size)):
+            first, *others = [block for _, block in run.scores(some)]
+            scores = torch.cat([first, *others], 1) if others else first
+            placed = Placement.of(scores, *self.relevance.pairs(run.rows[some]))
+            values = {"map": placed.average_precision, "mrr": placed.reciprocal_rank}
+            found.append({name: values[name]() for name in self.counted} | {"tied": placed.tied().float()})
+        return {name: torch.cat([values[name] for values in found]) for name in found[0]}
 
     def _metrics(
         self,
@@ -292,10 +314,10 @@ class Assessment:
         """All metrics of some queries from what they found; an id of -1 is nothing found."""
         gains = self._gains(rows, ids) if gains is None else gains
         hits = gains if gains.dtype == torch.bool else gains > 0
-        of_hits = [name for name in self.names if not name.startswith(("ndcg@", "knn@"))]
+        of_hits = [name for name in self.ranked if not name.startswith(("ndcg@", "knn@"))]
         values = retrieval_metrics(hits, self.relevance.total[rows], of_hits, ties=ties)
         expected: Tensor | None = None
-        for name in self.names:
+        for name in self.ranked:
             kind, _, at = name.partition("@")
             if kind == "ndcg":
                 if expected is None:

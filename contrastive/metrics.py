@@ -32,6 +32,7 @@ from contrastive.errors import InputError
 __all__ = [
     "Ties",
     "average_precision",
+    "chance_of_none",
     "coverage_at",
     "knn_at",
     "map_at_r",
@@ -531,12 +532,18 @@ def _place(ties: Ties) -> Tensor:
     return torch.arange(1, ties.size.shape[1] + 1, device=ties.size.device) - ties.before
 
 
-def _none(ties: Ties, place: Tensor) -> Tensor:
-    r"""The chance that none of a group's hits is among its first m: :math:`\binom{t - h}{m} / \binom{t}{m}`."""
-    size, hits, m = ties.size.double(), ties.hits.double(), place.double()
-    log = (size - hits + 1).lgamma() + (size - m + 1).lgamma() - (size + 1).lgamma()
-    chance = (log - (size - hits - m + 1).clamp_min(1.0).lgamma()).exp().clamp_max(1.0)
-    return torch.where(ties.hits == 0, 1.0, torch.where(place > ties.size - ties.hits, 0.0, chance))
+def chance_of_none(size: Int64[Tensor, "*#n"], hits: Int64[Tensor, "*#n"], place: Int64[Tensor, "*#n"]) -> Tensor:
+    r"""The chance that none of a group's hits is among its first m: :math:`\binom{t - h}{m} / \binom{t}{m}`.
+
+    Arguments:
+        size: t, of the group.
+        hits: h.
+        place: m.
+    """
+    t, h, m = size.double(), hits.double(), place.double()
+    log = (t - h + 1).lgamma() + (t - m + 1).lgamma() - (t + 1).lgamma()
+    chance = (log - (t - h - m + 1).clamp_min(1.0).lgamma()).exp().clamp_max(1.0)
+    return torch.where(hits == 0, 1.0, torch.where(place > size - hits, 0.0, chance))
 
 
 def _at(counts: Tensor, k: int) -> Tensor:
@@ -544,7 +551,7 @@ def _at(counts: Tensor, k: int) -> Tensor:
 
 
 def _any(hits: Tensor, ties: Ties, k: int) -> Tensor:
-    missed = torch.where(_above(hits, ties) > 0, 0.0, _none(ties, _place(ties)))
+    missed = torch.where(_above(hits, ties) > 0, 0.0, chance_of_none(ties.size, ties.hits, _place(ties)))
     return (1.0 - missed[:, k - 1]).float()
 
 
@@ -576,7 +583,7 @@ def _reciprocal_rank(hits: Tensor, ties: Ties | None, k: int | None = None) -> T
     if ties is None:
         return (hits / _ranks(hits))[:, :k].amax(1)
     place = _place(ties)
-    first = _none(ties, place - 1) * ties.hits / (ties.size - place + 1).double()
+    first = chance_of_none(ties.size, ties.hits, place - 1) * ties.hits / (ties.size - place + 1).double()
     first = torch.where(_above(hits, ties) > 0, 0.0, first)
     return (first / _ranks(hits).double())[:, :k].sum(1).float()
 

@@ -13,6 +13,7 @@ tensor([[2., 0., 1.]])
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,6 +59,16 @@ class Relevance(ABC):
         """
 
     @abstractmethod
+    def pairs(self, rows: Int64[Tensor, " rows"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+        """All relevant items of some queries: the place of each query in `rows`, not decreasing, and its item.
+
+        Where the gallery is the queries, a query itself may be among them.
+
+        Arguments:
+            rows: of the queries.
+        """
+
+    @abstractmethod
     def ideal(self, rows: Int64[Tensor, " rows"], width: int) -> Float[Tensor, "rows width"]:
         """The largest gains a query can find, in decreasing order, filled up with zeros.
 
@@ -98,6 +109,18 @@ class SameLabel(Relevance):
     def gains(self, rows: Int64[Tensor, " rows"], ids: Int64[Tensor, "rows items"]) -> Bool[Tensor, "rows items"]:
         """Whether the classes are equal."""
         return self.gallery[ids] == self.queries[rows, None]
+
+    def pairs(self, rows: Int64[Tensor, " rows"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+        """The members of each query's class, itself among them."""
+        members, first, count = self._members
+        classes = self.queries[rows]
+        return _spread(first[classes], count[classes], members)
+
+    @cached_property
+    def _members(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The gallery by class, where each class begins, and how many it has."""
+        count = self.gallery.bincount(minlength=int(self.queries.max()) + 1)
+        return self.gallery.argsort(stable=True), count.cumsum(0) - count, count
 
     def ideal(self, rows: Int64[Tensor, " rows"], width: int) -> Float[Tensor, "rows width"]:
         """A one for each relevant item."""
@@ -168,6 +191,15 @@ class SharedLabels(Relevance):
             for r, i in zip(torch.split(rows, step), torch.split(ids, step), strict=True)
         ]
         return torch.cat(parts)
+
+    def pairs(self, rows: Int64[Tensor, " rows"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+        """What shares a label, the query itself among it."""
+        found, step = [], max(1, _BLOCK // len(self.gallery))
+        for start in range(0, len(rows), step):
+            place, item = (self.queries[rows[start : start + step]] @ self.gallery.T).nonzero(as_tuple=True)
+            found.append((start + place, item))
+        places, items = (torch.cat(column) for column in zip(*found, strict=True))
+        return places, items
 
     def ideal(self, rows: Int64[Tensor, " rows"], width: int) -> Float[Tensor, "rows width"]:
         """The largest numbers of shared labels."""
@@ -258,6 +290,10 @@ class Judged(Relevance):
         place = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
         return torch.where(self.keys[place] == wanted, self.grades[place], 0.0)
 
+    def pairs(self, rows: Int64[Tensor, " rows"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+        """What the lists hold."""
+        return _spread((self.total.cumsum(0) - self.total)[rows], self.total[rows], self.keys % self.size)
+
     def ideal(self, rows: Int64[Tensor, " rows"], width: int) -> Float[Tensor, "rows width"]:
         """The largest grades."""
         query = torch.div(self.keys, self.size, rounding_mode="floor")
@@ -269,6 +305,13 @@ class Judged(Relevance):
         kept = rank < width
         ideal[query[kept], rank[kept]] = self.grades[order][kept]
         return ideal[rows]
+
+
+def _spread(first: Tensor, count: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of a row and an item, where each row has a run of items."""
+    places = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    within = torch.arange(len(places), device=count.device) - (count.cumsum(0) - count)[places]
+    return places, items[first[places] + within]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ LAYERS = [
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "thumbnails"}
     | {"taps", "wrappers", "receptive"},
     {"metrics", "relevance", "intervals", "_faiss", "flows", "terms", "pretrained"},
-    {"filtered"},
+    {"filtered", "placement"},
     {"neighbours"},
     {"shards"},
     {"assessment", "gallery"},

@@ -197,12 +197,14 @@ def _status(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def context(threads: int) -> dict[str, object]:
+PEERS = ("torch", "pytorch-metric-learning", "lightly", "info-nce-pytorch")
+
+
+def context(threads: int, peers: Sequence[str] = PEERS) -> dict[str, object]:
     """The machine and the versions behind a table."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    peers = ("torch", "pytorch-metric-learning", "lightly", "info-nce-pytorch")
     return {
         "cpu": names[0] if names else platform.processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
