@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from contrastive.errors import InputError
+from contrastive.ranking import ascending
 
 __all__ = [
     "Ties",
@@ -45,9 +46,8 @@ __all__ = [
     "tie_groups",
 ]
 
-# Votes are sums of shares such as 1/3; entries of a block of comparisons.
+# Votes are sums of shares such as 1/3.
 _ROUNDING = 1e-9
-_VOTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ def knn_at(
     """
     _check_depth("knn_at", classes, k)
     if ties is None:
-        weight, classes = torch.ones_like(classes[:, :k], dtype=torch.float64), classes[:, :k]
+        weight, classes = torch.ones_like(classes[:, :k], dtype=torch.float32), classes[:, :k]
     else:
         weight = ((k - ties.before) / ties.size.double()).clamp(0.0, 1.0)
     if last is not None and ties is not None:
@@ -444,15 +444,21 @@ def knn_at(
         inside = truth < votes.shape[1]
         own = votes.gather(1, truth.long().clamp_max(votes.shape[1] - 1)[:, None])
         return torch.where(inside & (own >= most).squeeze(1), 1.0 / (votes >= most).sum(1), 0.0).float()
-    right = []
-    strip = max(1, _VOTES // classes.shape[1] ** 2)
-    for c, w, t in zip(torch.split(classes, strip), torch.split(weight, strip), torch.split(truth, strip), strict=True):
-        same = c[:, :, None] == c[:, None, :]
-        votes = torch.where(same, w[:, None, :], 0.0).sum(2)
-        wins = votes >= votes.amax(1, keepdim=True) - _ROUNDING
-        winners = (wins / same.sum(2)).sum(1)  # each class once, however often it stands there
-        right.append(torch.where((wins & (c == t[:, None])).any(1), 1.0 / winners, 0.0).float())
-    return torch.cat(right)
+    own = torch.where(classes == truth[:, None], weight, 0.0).sum(1)
+    if ties is None:
+        classes = ascending(classes)
+    else:
+        classes, order = classes.sort(dim=1)
+        weight = weight.gather(1, order)
+    # Of each class the votes up to each item of it, the last of which are all.
+    others = (classes[:, 1:] != classes[:, :-1]).logical_not_()
+    first = torch.nn.functional.pad(others, (1, 0)).logical_not_()
+    final = torch.nn.functional.pad(others, (0, 1)).logical_not_()
+    upto = weight.cumsum(1)
+    before = torch.where(first, upto - weight, 0.0).cummax(1).values
+    votes = (upto - before).masked_fill_(~final, 0.0)
+    most = votes.amax(1) - _ROUNDING
+    return torch.where(own >= most, 1.0 / (votes >= most[:, None]).sum(1), 0.0).float()
 
 
 def retrieval_metrics(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from contrastive.metrics import chance_of_none
-from contrastive.scores import eager_on_cpu
+from contrastive.ranking import ascending
 
 __all__ = ["Placement"]
 
@@ -57,7 +57,7 @@ class Placement:
         values = scores.new_full((len(scores), int(relevant.max())), torch.inf)
         values[queries, torch.arange(len(queries), device=queries.device) - first[queries]] = -scores[queries, items]
         values = values.sort(1).values
-        negated = _sorted(scores.neg().contiguous())
+        negated = ascending(scores.neg())
         before, upto = (torch.searchsorted(negated, values, right=right) for right in (False, True))
         hits_before, hits_upto = (torch.searchsorted(values, values, right=right) for right in (False, True))
         return cls(values < torch.inf, before, upto - before, hits_before, hits_upto - hits_before)
@@ -91,10 +91,3 @@ class Placement:
     def tied(self) -> Bool[Tensor, " queries"]:
         """Whether a relevant item scores as another item does."""
         return (self.counted & (self.size > 1)).any(1)
-
-
-def _sorted(values: Tensor) -> Tensor:
-    if not eager_on_cpu(values):
-        return values.sort(1).values
-    values.numpy().sort(1)  # several times as fast as torch's, which keeps the order as well
-    return values

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive.scores import eager_on_cpu
 
 __all__ = [
+    "ascending",
     "columns_of_largest",
     "in_order",
     "largest",
@@ -187,6 +188,17 @@ def _largest_by_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = chosen.sort(dim=1).values
     values, order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True)
     return values, chosen.gather(1, order)
+
+
+def ascending(values: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "rows columns"]:
+    """Sorts each row upward, values alone.
+
+    Arguments:
+        values: no NaN.
+    """
+    if not eager_on_cpu(values):
+        return values.sort(1).values
+    return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))  # several times as fast as torch's
 
 
 def in_order(
