@@ -207,8 +207,8 @@ def evaluate_retrieval(
             ``"coverage"`` (the share of all relevant items among the first k: the recall of information retrieval),
             ``"precision"``, ``"ndcg"`` (by grade, or number of labels shared) and ``"knn"`` (majority vote, where a row
             has one label), at every k, or as ``"recall@3"`` at one; ``"r_precision"``, ``"map@r"``; and ``"map"`` and
-            ``"mrr"`` of the whole gallery, or ``"map@10"``, ``"mrr@10"`` of the first. The whole is counted, not ranked,
-            but by an index or over several ranks.
+            ``"mrr"`` of the whole gallery, or ``"map@10"``, ``"mrr@10"`` of the first. The whole is counted; it is
+            ranked, at length, where an index or several ranks search.
         metric: as in `search`.
         backend: as in `search`. With an approximate one ``index_recall`` says what it missed.
         nprobe: as in `search`.

@@ -1,4 +1,4 @@
-"""Average precision and reciprocal rank of the whole gallery, counted, beside the same of a ranking and of fractions."""
+"""Average precision and reciprocal rank of the whole gallery, counted, beside a ranking's and those of fractions."""
 
 from fractions import Fraction
 from math import comb
