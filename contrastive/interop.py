@@ -61,7 +61,8 @@ def as_pml_miner(
     label are absent. A row of weights 0 and 1 gives a triplet for every negative that is kept, a row of soft weights
     for k negatives drawn by their weights without replacement (Gumbel top-k), anew for every positive. A miner whose
     facts say that it looks at nothing but negatives (`contrastive.scores.MiningFacts.monotone`) weighs an anchor once
-    for all of its positives.
+    for all of its positives. One that changes with time (`miners.annealed`) is that of its first step: give that of
+    another, ``miner.at(step)``.
 
     Without labels row i of `ref_emb` is the positive of row i, and all others are negatives. PML's wrappers that want
     labels get ``torch.arange(len(embeddings))``.

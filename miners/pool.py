@@ -14,6 +14,8 @@ from contrastive.scores import as_float32, checked_temperature
 __all__ = ["Draw", "PoolProposal"]
 
 _NAME = "PoolProposal"
+# `torch.multinomial` draws among no more places.
+_MOST = 2**24
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PoolProposal:
     Arguments:
         pool: cheap or stale embeddings of the candidates; where each is the positive of at most one anchor of a batch.
         top: R, how many candidates of an anchor are proposed by their scores; None: all (the matrix of anchors by pool
-            is formed).
+            is formed, and M is at most 2^24).
         uniform: a in (0, 1], the share drawn from anywhere in the pool. It keeps the weights below 1/a.
         temperature: :math:`\tau`, of the proposal alone.
         metric: of the scores, as in `contrastive.search`.
@@ -116,8 +118,10 @@ class PoolProposal:
             ``targets=0``.
 
         Raises:
-            InputError: for shapes that do not fit, targets beyond the pool, or a `k` below 2.
+            InputError: for shapes that do not fit, targets beyond the pool, a `k` below 2, or more than 2^24 places to
+                draw from by score: `top`, or without it the pool.
         """
+        self._check_places(len(self) if self.top is None else self.top, "give a smaller top")
         ids, probabilities = self._tops(anchors, targets, k)
         own = ids.gather(1, torch.multinomial(probabilities, k - 1, replacement=True))
         anywhere = torch.rand(own.shape, device=own.device) < self.uniform
@@ -142,8 +146,9 @@ class PoolProposal:
             As `draw`; the columns but the first are the same for all anchors.
 
         Raises:
-            InputError: as `draw`, and for two anchors with one positive.
+            InputError: as `draw`, for two anchors with one positive, and for a pool of more than 2^24 whatever `top`.
         """
+        self._check_places(len(self), "use draw with a top")
         ids, probabilities = self._tops(anchors, targets, k)
         n, places = len(targets), len(self) - len(targets) + 1
         if len(torch.unique(targets)) < n:
@@ -181,6 +186,13 @@ class PoolProposal:
                 f"{_NAME}: columns lie in [{int(columns.min())}, {int(columns.max())}], expected [0, {len(self) - 1}]"
             )
         return self._mixed(*self._proposed(as_float32(anchors)), columns)
+
+    def _check_places(self, places: int, instead: str) -> None:
+        if places > _MOST:
+            raise InputError(
+                f"{_NAME}: {places:,} places to draw from, expected at most {_MOST:,}, which torch.multinomial takes: "
+                f"{instead}"
+            )
 
     def _tops(self, anchors: Tensor, targets: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if anchors.ndim != 2 or anchors.shape[1] != self.pool.shape[1] or targets.shape != anchors.shape[:1]:

@@ -20,8 +20,9 @@ def nearest_positive(
         \operatorname{NN}(x_i) = k_{m}, \qquad m = \arg\max_m \cos(x_i, k_m)
 
     The neighbour is scored in the place of the anchor, against the other view; gradient flows to that view alone. For a
-    queue that does not depend on the batch it is a function of x, so :math:`\log K - L` bounds
-    :math:`I(\operatorname{NN}(X); Y) \le I(X;Y)`.
+    queue that is independent of the batch it is a function of x, so :math:`\log K - L` bounds
+    :math:`I(\operatorname{NN}(X); Y) \le I(X;Y)` (``docs/theory.md``, A.5). A queue that holds keys of the batch's own
+    items, as one longer than an epoch does, is not, and then nothing bounds: a key may tell what the anchor does not.
 
     Arguments:
         queries: :math:`x_i`.
@@ -82,7 +83,9 @@ def hard_positive(
     >>> kpair_loss(without_other_positives(scores, targets, positives), targets)
     tensor([1.4076])
 
-    A positive that is chosen by its score is not drawn like the negatives: nothing bounds mutual information.
+    It has at least the loss of a positive that is chosen by a die. So :math:`\log(1 + N) - L` with N negatives bounds
+    mutual information where it does for each of the positives: views of one image beside other images, but not a class
+    beside other classes, whose negatives are not drawn like the positive (``docs/theory.md``, A.6).
 
     Arguments:
         scores: as in `contrastive.kpair_loss`.
@@ -113,7 +116,8 @@ def semihard_positive(
         \qquad \text{or } \arg\max_{p \in P(i)} s_{ip} \text{ for empty } P'(i)
 
     The counterpart of semi-hard negatives: hard positives that are out of reach, such as outliers of a class, may pull
-    it into one point (Xuan et al., who take the easiest positive always). Nothing bounds mutual information.
+    it into one point (Xuan et al., who take the easiest positive always). Nothing bounds mutual information
+    (``docs/theory.md``, theorem D): say so by ``infonce_bound(..., independent=False)``.
 
     Arguments:
         scores: as in `contrastive.kpair_loss`.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,6 +76,45 @@ def test_where_nothing_is_left_the_table_is_empty(folder, capsys):
     assert main(["mine", "x.npy", "--threshold", "-2", "--k", "3", "--out", "n.parquet"]) == 0
     assert len(table()) == 0
     assert "60 anchors, 0 pairs" in capsys.readouterr().out
+
+
+def told_of_progress(monkeypatch):
+    """What the bar is told: a list of (done, in all), which grows."""
+    module, told = sys.modules["contrastive.cli.mine"], []
+    plain = module.progress_bar
+
+    @contextmanager
+    def listening(what, *, shown):
+        assert what == "mining"
+        with plain(what, shown=shown) as show:
+            yield lambda done, total: told.append((done, total)) or show(done, total)
+
+    monkeypatch.setattr(module, "progress_bar", listening)
+    return told
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_progress_is_shown_on_a_terminal_or_on_request(folder, capsys, monkeypatch, on_a_terminal):
+    words = ["mine", "x.npy", "--k", "3", "--out"]
+    for options, shown in (([], on_a_terminal), (["--progress", "true"], True), (["--progress", "false"], False)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: on_a_terminal, raising=False)
+        assert main([*words, f"n{len(options)}{shown}.parquet", *options]) == 0
+        out, error = capsys.readouterr()
+        assert "mining" not in out
+        assert ("mining" in error and "60/60" in error) == shown
+        assert bool(error) == shown
+
+
+def test_progress_is_that_of_the_anchors(folder, monkeypatch):
+    told = told_of_progress(monkeypatch)
+    words = ["mine", "x.npy", "--k", "3", "--out", "n.parquet", "--resume", "auto"]
+    restore = stop_after(monkeypatch, 9, KeyboardInterrupt())  # in the third block of 16, each in steps of 5, 5, 5, 1
+    assert main(words) == 130
+    restore()
+    assert told == [(done, 60) for done in (0, 5, 10, 15, 16, 21, 26, 31, 32, 37)]
+    told.clear()
+    assert main(words) == 0
+    assert told == [(done, 60) for done in (32, 37, 42, 47, 48, 53, 58, 60)]
 
 
 def test_the_input_is_not_read_into_memory(folder, monkeypatch):

@@ -9,6 +9,7 @@ from references import INF, refused
 
 from contrastive import Concat, Separable, kpair_loss, list_scores, pool_infonce
 from miners import PoolProposal
+from miners import pool as pool_module
 
 POOL = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 ANCHORS = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
@@ -197,6 +198,33 @@ class TestInput:
                 draw(ANCHORS * math.nan, two, 3)
         with refused("the same positive"):
             proposal.draw_shared(ANCHORS, torch.tensor([1, 1]), 3)
+
+    def test_more_places_than_torch_draws_from(self, monkeypatch):
+        # A pool of one row, as often as it takes: nothing may be formed of it.
+        places = 2**24 + 1
+        with pytest.raises(RuntimeError, match="2\\^24"):
+            torch.multinomial(torch.ones(1).expand(places), 1)
+        proposal = PoolProposal(torch.zeros(1, 1).expand(places, 1))
+        monkeypatch.setattr(proposal, "_proposed", None)
+        anchors, targets = torch.zeros(1, 1), torch.tensor([0])
+        for draw, instead in ((proposal.draw, "give a smaller top"), (proposal.draw_shared, "use draw with a top")):
+            with refused("PoolProposal: 16,777,217 places", "at most 16,777,216", instead):
+                draw(anchors, targets, 3)
+
+    def test_the_most_places_are_taken(self, monkeypatch):
+        two = torch.tensor([0, 1])
+        for most, refusing in ((5, []), (4, ["shared", "all"]), (2, ["shared", "all"]), (1, ["shared", "all", "top"])):
+            monkeypatch.setattr(pool_module, "_MOST", most)
+            for name, options, draw in (
+                ("all", {}, PoolProposal.draw),
+                ("top", {"top": 2}, PoolProposal.draw),
+                ("shared", {"top": 2}, PoolProposal.draw_shared),
+            ):
+                if name in refusing:
+                    with refused("places to draw from"):
+                        draw(PoolProposal(POOL, **options), ANCHORS, two, 3)
+                else:
+                    assert draw(PoolProposal(POOL, **options), ANCHORS, two, 3).columns.shape == (2, 3)
 
     def test_of_the_bound(self):
         scores = torch.zeros(2, 3)

@@ -5,6 +5,7 @@ counterexample is a channel and a critic that can be checked by hand; where the 
 """
 
 import ast
+import functools
 import itertools
 import math
 import re
@@ -31,13 +32,23 @@ from contrastive import (
     sigmoid_loss,
     supcon_loss,
 )
-from miners import debiased, hcl, semihard, topk
+from miners import (
+    debiased,
+    hard_positive,
+    hcl,
+    nearest_positive,
+    semihard,
+    semihard_positive,
+    topk,
+    without_other_positives,
+)
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "theory.md"
 LINK = re.compile(r"\[(test_\w+\.py)((?:::\w+)+)\]\(\.\./tests/(test_\w+\.py)\)")
 
 
+@functools.cache
 def collected(file):
     """The tests of a file as pytest names them, without running it: `name` and `Class::name`."""
     found = set()
@@ -276,6 +287,16 @@ def joint_of(symbols):
     return joint / joint.sum()
 
 
+def views_of(joint, negatives):
+    """A channel whose rows begin with two positives, independent given the anchor, and their mask."""
+    channel = Channel(joint, negatives + 1)
+    conditional = joint / joint.sum(1, keepdim=True)
+    own, others = channel.y[:, :2], channel.y[:, 2:]
+    views = conditional[channel.x[:, None], own].prod(1)
+    channel.probability = joint.sum(1)[channel.x] * views * joint.sum(0)[others].prod(1)
+    return channel, (torch.arange(2 + negatives) < 2).expand(len(channel.x), -1)
+
+
 def coin(negatives):
     """A fair coin, and another one that has nothing to do with it: I = 0."""
     channel = Channel(torch.full((2, 2), 0.25, dtype=torch.float64), negatives)
@@ -374,6 +395,55 @@ class TestTheoremA:
             return math.log(2) - (probability * kpair_loss(critic[views[:, :1], views[:, 1:]], targets)).sum()
 
         assert climb(value, 3, 3) <= information + 1e-12
+
+    def test_neighbours_from_an_independent_queue(self):
+        # The four symbols lie along a line; the queues were drawn by somebody else.
+        joint = joint_of(4)
+        channel = Channel(joint, 2)
+        places = torch.tensor([[1.0, -1.0], [1.0, -0.2], [1.0, 0.3], [1.0, 2.0]], dtype=torch.float64)
+        values = []
+        for queue in (places[[0]], places[[0, 3]] + 0.1, places[[1, 2, 3]]):
+            found = nearest_positive(places[channel.x], queue)  # in batches of all draws
+            key = (found[:, None] == queue).all(2).int().argmax(1)
+            merged = torch.zeros(len(queue), 4, dtype=torch.float64)
+            for x in range(4):
+                merged[key[channel.x == x][0]] += joint[x]
+            merged = merged[merged.sum(1) > 0]
+            told = float((merged * (merged / merged.sum(1, keepdim=True) / joint.sum(0)).log()).sum())
+
+            def value(critic, key=key):
+                return math.log(3) - channel.mean(kpair_loss(critic[key[:, None], channel.y], channel.targets()))
+
+            best = climb(value, len(queue), 4)
+            assert 0.5 * told - 1e-4 <= best <= told + 1e-12
+            values.append(told)
+        assert values[0] == pytest.approx(0.0, abs=1e-12)
+        assert 0.1 < values[1] < values[2] < channel.information
+
+    def test_neighbours_from_a_queue_of_the_rows_own_items_exceed(self):
+        # Items of tags 0 and 1 and of two bits each; a key is the tag and, shorter, the bit. x is the tag, y the bit.
+        height, values = 40.0, []
+        for bits in itertools.product((-1.0, 1.0), repeat=2):
+            queue = torch.tensor([[1.0, 0.0, 0.1 * bits[0]], [0.0, 1.0, 0.1 * bits[1]]], dtype=torch.float64)
+            anchors = nearest_positive(torch.eye(2, 3, dtype=torch.float64), queue)
+            scores = height * (anchors[:, 2:] * torch.tensor(bits, dtype=torch.float64) > 0)
+            values.append(float(math.log(2) - kpair_loss(scores.double()).mean()))
+        assert sum(values) / 4 == pytest.approx(math.log(2) / 2, abs=1e-12)
+
+    @pytest.mark.parametrize("name", ["lopsided", "independent"])
+    def test_the_hardest_of_several_positives(self, name):
+        # Two other views of the anchor's image, and two other images. Where I is 0 an easier positive would exceed it.
+        joint = {"lopsided": joint_of(3), "independent": torch.full((3, 3), 1 / 9, dtype=torch.float64)}[name]
+        channel, positives = views_of(joint, 2)
+
+        def value(critic):
+            scores = channel.scores(critic)
+            targets = hard_positive(scores, positives)
+            alone = without_other_positives(scores, targets, positives)
+            return math.log(3) - channel.mean(kpair_loss(alone, targets))
+
+        best = climb(value, 3, 3)
+        assert 0.2 * channel.information - 0.05 < best <= channel.information + 1e-12
 
     def test_it_is_an_expectation(self):
         channel = coin(3)
@@ -579,6 +649,38 @@ class TestTheoremC:
         best = climb(value, symbols, symbols, starts=1, steps=100)
         assert math.log(2) + 0.1 < best <= min(channel.information, math.log(size)) + 1e-12
 
+    def test_draws_shared_by_a_batch(self):
+        # Pools of M = 4 with the positives of two anchors, in places 0 and 1 (the pool is exchangeable), and a negative
+        # for both, by the mean of their proposals. Anchor 0 knows that its positive is not in place 1: prior 3.
+        symbols, size = 3, 4
+        draws = torch.tensor(list(itertools.product(range(symbols), repeat=2 + size)))
+        hardness = 3 * torch.eye(symbols, dtype=torch.float64)
+        anchors, pool = draws[:, :2], draws[:, 2:]
+        shared = sum(0.45 * torch.softmax(hardness[anchors[:, i, None], pool], 1) for i in (0, 1)) + 0.1 / size
+        foreign = shared[:, 1]
+        negative = torch.arange(size).repeat(len(draws))
+        x, pool, shared = (z.repeat_interleave(size, 0) for z in (anchors, pool, shared))
+        columns = torch.stack([torch.zeros_like(negative), negative], 1)
+        log_weights = -math.log(size - 1) - shared.gather(1, columns).log()
+        log_weights[negative == 1, 1] = -INF
+        drawn, targets = pool.gather(1, columns), torch.zeros(len(x), dtype=torch.int64)
+
+        def losses(critic):
+            return kpair_loss(critic[x[:, :1], drawn], targets, log_weights=log_weights)
+
+        for noise in (0.03, 1.0):  # all but certain, and I = 0
+            joint = (1 - noise) * torch.eye(symbols, dtype=torch.float64) / symbols + noise / symbols**2
+            of_pool = joint[anchors[:, 0], draws[:, 2]] * joint[anchors[:, 1], draws[:, 3]]
+            of_pool = of_pool * joint.sum(0)[draws[:, 4:]].prod(1)
+            probability = of_pool.repeat_interleave(size) * shared.gather(1, negative[:, None])[:, 0]
+            assert float(probability.sum()) == pytest.approx(1.0, abs=1e-12)
+            information = Channel(joint, 1).information
+            best = climb(lambda f, p=probability: math.log(2) - (p * losses(f)).sum(), symbols, symbols, starts=1)
+            assert information / 4 - 0.4 < best <= information + 1e-12
+        for critic in random_critics(symbols, symbols):  # the law is Q itself
+            ratio = float((probability * 2 * (-losses(critic)).exp()).sum())
+            assert ratio == pytest.approx(1 - float((of_pool * foreign**2).sum()), abs=1e-12)
+
 
 def unfair_coin():
     """I = 0; y is heads three times in four, a negative once in four. Weights p/q: heads 3, tails 1/3."""
@@ -652,6 +754,16 @@ class TestNever:
         channel = coin(3)
         value = estimate(channel, heads(0.0), constant=1e-3, miner=semihard(INF))
         assert float(value) == pytest.approx(1e-3, abs=1e-15)
+
+    def test_semihard_positives(self):
+        # Heads wherever there is one, three times in four, whatever the negative.
+        channel, positives = views_of(torch.full((2, 2), 0.25, dtype=torch.float64), 1)
+        scores = channel.scores(heads(math.log(3.0)))
+        targets = semihard_positive(scores, positives)
+        loss = kpair_loss(without_other_positives(scores, targets, positives), targets)
+        by_hand = math.log(2) / 2 - 3 / 8 * math.log(4 / 3) - 1 / 8 * math.log(4)
+        assert float(math.log(2) - channel.mean(loss)) == pytest.approx(by_hand, abs=1e-12)
+        assert by_hand > 0.06
 
     def test_elimination_of_the_hardest(self):
         channel = coin(2)

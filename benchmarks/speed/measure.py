@@ -47,7 +47,7 @@ class Row:
         work: what is computed.
         ours: our way.
         peer: theirs, at its best setting; None: ours alone.
-        ours_ms: median milliseconds.
+        ours_ms: median milliseconds; None where memory alone is measured.
         peer_ms: likewise.
         ratio: how many times as fast ours is: the median over rounds of peer / ours.
         spread: the quartiles of that ratio over rounds.
@@ -60,7 +60,7 @@ class Row:
     work: str
     ours: str
     peer: str | None
-    ours_ms: float
+    ours_ms: float | None
     peer_ms: float | None
     ratio: float | None
     spread: tuple[float, float] | None
