@@ -166,8 +166,13 @@ def _table(name: str, table: Tensor | float) -> Tensor:
             f"importance: {name} has shape {tuple(table.shape)} and dtype {table.dtype}, "
             "expected floats of [candidates] or [anchors, candidates]"
         )
-    if not bool(torch.isfinite(table).all()):
-        raise ValueError(f"importance: {name} holds a NaN or an infinity, expected logarithms of positive numbers")
+    broken = ~torch.isfinite(table)
+    if bool(broken.any()):
+        place = broken.nonzero()[0].tolist()
+        where = f" at {place}" if place else ""
+        raise ValueError(
+            f"importance: {name} is {float(table[tuple(place)])}{where}, expected the logarithm of a positive number"
+        )
     return table
 
 

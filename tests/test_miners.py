@@ -929,17 +929,19 @@ class TestImportance:
         assert gradient(loss, log_q)[0].all()
 
     @pytest.mark.parametrize(
-        "q", [torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.5, -0.1, 0.6]), torch.tensor([INF, 0.1, 0.1])], ids=str
+        ("q", "is_at"),
+        [([0.5, 0.0, 0.5], "-inf at [1]"), ([[0.5, 0.4], [-0.1, 0.6]], "nan at [1, 0]"), ([INF, 0.1], "inf at [0]")],
     )
-    def test_a_q_that_is_not_positive(self, q):
-        with refused("importance", "log_q", "NaN or an infinity"):
-            importance(q.log())
-        with refused("importance", "log_p", "NaN or an infinity"):
-            importance(0.0, log_p=q.log())
+    def test_a_q_that_is_not_positive(self, q, is_at):
+        log_q = torch.tensor(q).log()
+        with refused(f"importance: log_q is {is_at}, expected the logarithm of a positive number"):
+            importance(log_q)
+        with refused(f"importance: log_p is {is_at}, expected"):
+            importance(0.0, log_p=log_q)
 
     @pytest.mark.parametrize("value", [math.nan, INF, -INF])
     def test_a_number_that_is_none(self, value):
-        with refused("importance", "log_q"):
+        with refused(f"importance: log_q is {value}, expected"):
             importance(value)
 
     def test_shapes(self):

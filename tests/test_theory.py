@@ -407,7 +407,8 @@ class TestTheoremA:
             key = (found[:, None] == queue).all(2).int().argmax(1)
             merged = torch.zeros(len(queue), 4, dtype=torch.float64)
             for x in range(4):
-                merged[key[channel.x == x][0]] += joint[x]
+                (own,) = key[channel.x == x].unique().tolist()  # a function of x
+                merged[own] += joint[x]
             merged = merged[merged.sum(1) > 0]
             told = float((merged * (merged / merged.sum(1, keepdim=True) / joint.sum(0)).log()).sum())
 
