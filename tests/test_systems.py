@@ -165,6 +165,28 @@ def test_the_page_of_results_is_made_of_the_lines():
     assert results_page.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.systems.results_page"
 
 
+def test_other_arms_stand_apart_from_the_headline_and_a_failed_one_is_seen():
+    rows = [row for row in series.recorded(runs.RESULTS) if row["experiment"] in ("amdim", "pixels of cifar10")]
+    rows = [row for row in rows if row["config"]["arm"] in ("", "released")]
+    options = {"components": 4}
+    mixture = [
+        row | {"config": row["config"] | {"arm": "mixture", "options": options}} for row in rows if row["random"]
+    ]
+    mixture[1] |= {"status": "failed", "error": "no memory"}
+    goals, figures = (
+        results_page.page(rows + mixture, []).split(f"## {part}\n")[1].split("\n## ")[0]
+        for part in ("The figures", "Other arms")
+    )
+    assert "amdim, released" in goals
+    assert "mixture" not in goals
+    assert "amdim, released" not in figures
+    assert "| amdim, mixture | 0, 2 (1 failed) | linear " in figures
+    assert "| amdim, mixture | linear probe at least 8 points above the untrained encoder |" in figures
+    assert "failed: amdim, mixture, seed 1: no memory" in figures
+    assert "| pixels of cifar10 |" in figures
+    assert "pixels of mnist" not in figures
+
+
 @pytest.mark.parametrize(("values", "told"), [([8.5, 9.0], "met"), ([7.0, 8.0], "NOT met"), ([8.0], "met (one seed)")])
 def test_a_goal_is_held_against_the_mean(values, told):
     assert report.verdict(runs.EIGHT_POINTS, values) == told
@@ -242,9 +264,16 @@ def test_made_up_images_leave_the_results_alone(tmp_path):
 def test_pixels_are_probed_untrained(tmp_path, capsys):
     pixels.main(["--preset", "smoke", "--made-up", "--results", str(tmp_path / "lines.jsonl"), "--quiet"])
     lines_ = series.recorded(tmp_path / "lines.jsonl")
-    assert {line["experiment"] for line in lines_} == {"pixels of cifar10", "pixels of mnist"}
+    assert {line["experiment"] for line in lines_} == {system.name for system in pixels.SYSTEMS}
     assert all(line["status"] == "ok" and line["random"] == {} and "linear" in line["trained"] for line in lines_)
-    assert "pixels of mnist" in capsys.readouterr().out
+    assert "pixels of mnist, left half" in capsys.readouterr().out
+
+
+def test_the_pixels_of_left_halves_are_of_left_halves():
+    images = torch.rand(3, 1, 4, 6)
+    (whole,), (half,) = (pixels.build((1, 4, 6), half=half).features.values() for half in (False, True))
+    assert torch.equal(whole(images), images.flatten(1))
+    assert torch.equal(half(images), images[..., :3].flatten(1))
 
 
 def test_the_hour_has_a_curve_of_probes(tmp_path):

@@ -1,10 +1,12 @@
 """IIC, IMSAT, Deep CCA and MINE: what each is judged by, what chooses, and what cannot be swapped."""
 
+import math
+
 import pytest
 import torch
 
 from benchmarks import series
-from benchmarks.systems import deep_cca, iic, imsat, mine, runs
+from benchmarks.systems import deep_cca, iic, imsat, mine, results_page, runs
 from benchmarks.systems.data import Images, made_up
 from contrastive.catalogue import mine_with
 from contrastive.data import ImageSplit
@@ -112,6 +114,18 @@ def test_deep_cca_is_judged_by_directions_of_other_images():
     assert deep_cca.total(deep_cca.left, deep_cca.right, Images(same, same, same), same, k=50) == pytest.approx(
         16, abs=0.1
     )
+
+
+def test_mine_is_held_against_the_pilot_where_it_is_least_ahead_of_it():
+    estimates = {2: 1.8, 4: 3.5, 6: 7.5, 8: 7.0, 10: 9.0}  # the pilot's are 0.27, 0.91, 1.99, 3.35 and 4.39 off
+    row = {"trained": {f"of {level} nats": value for level, value in estimates.items()}}
+    assert mine.nearer(row) == pytest.approx(0.27 - 0.2)
+    row["trained"]["of 6 nats"] = 9.0  # too high is as far off as too low
+    assert mine.nearer(row) == pytest.approx(1.99 - 3.0)
+    assert results_page.schedule([row]).splitlines()[4] == "| 6 | 9.00 | 9.00 | +3.00 | +50 % | -1.99 |"
+    row["trained"]["of 6 nats"] = None
+    assert mine.nearer(row) == -math.inf
+    assert results_page.schedule([row]).splitlines()[4] == "| 6 | lost |  |  |  | -1.99 |"
 
 
 def test_mine_climbs_the_schedule_and_a_lost_level_is_no_figure(monkeypatch, tmp_path):
