@@ -86,12 +86,12 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a markdown table.
+    """Rows as a markdown table; a bar within a cell is escaped.
 
     Arguments:
         rows: the first is the head.
     """
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 

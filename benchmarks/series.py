@@ -3,9 +3,11 @@
 import argparse
 import json
 import math
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = [
     "parser",
     "perform",
     "recorded",
+    "refusals",
 ]
 
 PRESETS = ("smoke", "quick", "paper")
@@ -202,3 +205,13 @@ def parsed(made: argparse.ArgumentParser, seeds: dict[str, int], given: Sequence
         options.seeds = seeds[options.preset]
     torch.set_num_threads(options.threads)
     return options
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Ends a command whose input is refused: one sentence, and the status 2, as of `kpair`."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from contrastive.rows import softplus
+from contrastive.wrappers import refuse_batch_norm
 
 __all__ = ["PriorMatching", "gradient_penalty"]
+
+_APART = (
+    "codes and draws of the prior are normalised apart, which hides from the discriminator how they differ. Use "
+    "LayerNorm, or no norm"
+)
 
 
 class PriorMatching(nn.Module):
@@ -41,12 +47,14 @@ class PriorMatching(nn.Module):
     discriminator, on twice the Jensen-Shannon divergence between the codes' distribution and the uniform one.
 
     Arguments:
-        discriminator: ``[n, d] -> [n, 1]``, a logit of being a draw of the prior. Batch norm would let it compare the
-            rows of a batch, and real and false ones are normalised apart: leave it out.
+        discriminator: ``[n, d] -> [n, 1]``, a logit of being a draw of the prior, of every row by itself. Batch norm is
+            refused. Nothing leaks through it as in CPC, but codes and draws pass it apart: both are brought to one mean
+            and deviation, and the discriminator is blind to the very difference that it is to find. A row's slope would
+            hold what it does to its neighbours, and a D of single rows, of which the bound below is, would not exist.
         penalty: :math:`\lambda`; 0 computes none.
 
     Raises:
-        ValueError: for a penalty that is negative or not finite.
+        ValueError: for a penalty that is negative or not finite, and for a discriminator with a batch norm.
 
     Example:
         >>> encoder_loss, _ = PriorMatching(nn.Linear(3, 1))(torch.zeros(5, 3))
@@ -66,6 +74,7 @@ class PriorMatching(nn.Module):
         super().__init__()
         if not 0 <= penalty < float("inf"):
             raise ValueError(f"PriorMatching: penalty is {penalty}, expected a number of at least 0")
+        refuse_batch_norm("PriorMatching", discriminator, reason=_APART)
         self.discriminator = discriminator
         self.penalty = penalty
 

@@ -45,7 +45,13 @@ def momentum_copy(module: nn.Module, decay: float) -> AveragedModel:
     return copy
 
 
-def refuse_batch_norm(who: str, *modules: nn.Module) -> None:
+_LEAK = (
+    "the statistics of a batch tell its members of each other and leak what is to be predicted. Use GroupNorm or "
+    "LayerNorm, or encode the keys with `in_shuffled_parts`"
+)
+
+
+def refuse_batch_norm(who: str, *modules: nn.Module, reason: str = _LEAK) -> None:
     """Refuses batch norms where a system is cheated through them: its message says how.
 
     In training a batch norm subtracts the mean of the batch. Where a positive is in the same batch as its query, or a
@@ -55,6 +61,7 @@ def refuse_batch_norm(who: str, *modules: nn.Module) -> None:
     Arguments:
         who: the system.
         modules: what must hold none.
+        reason: why, and what to use in its place, for the message; that of a leak where nothing else is said.
 
     Raises:
         ValueError: names the first batch norm.
@@ -65,11 +72,7 @@ def refuse_batch_norm(who: str, *modules: nn.Module) -> None:
     for module in modules:
         for path, layer in module.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(
-                    f"{who}: {path or 'the module'} is a {type(layer).__name__}; the statistics of a batch tell its "
-                    "members of each other and leak what is to be predicted. Use GroupNorm or LayerNorm, or encode the "
-                    "keys with `in_shuffled_parts`"
-                )
+                raise ValueError(f"{who}: {path or 'the module'} is a {type(layer).__name__}; {reason}")
 
 
 def in_shuffled_parts(

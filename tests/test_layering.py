@@ -14,7 +14,7 @@ LAYERS = [
     {"scores", "pictures"},
     {"archives"},
     {"rows", "factors", "gemm", "ranking"},
-    {"objectives", "relatives", "critics", "lists", "_tiles", "priors", "assignments", "correlation", "codes"},
+    {"objectives", "relatives", "critics", "lists", "_tiles", "assignments", "correlation", "codes"},
     {"_strips", "estimators", "arguments", "adversarial"},
     {"_streaming"},
     {"tiled", "_ring"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"estimation", "noise", "mixture"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "thumbnails"}
     | {"taps", "wrappers", "receptive"},
-    {"metrics", "relevance", "intervals", "_faiss", "flows", "terms", "pretrained"},
+    {"metrics", "relevance", "intervals", "_faiss", "flows", "terms", "priors", "pretrained"},
     {"filtered", "placement"},
     {"neighbours"},
     {"shards"},

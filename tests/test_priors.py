@@ -150,6 +150,17 @@ def test_a_penalty_that_is_none_is_refused(penalty):
         PriorMatching(nn.Linear(2, 1), penalty=penalty)
 
 
+def test_batch_norm_is_refused_for_it_hides_the_difference():
+    """Shown on codes far from the prior: normalised apart, both have the same mean."""
+    codes, prior = 5 + 0.1 * torch.randn(500, 1).double(), torch.rand(500, 1).double()
+    norm = nn.BatchNorm1d(1, affine=False).double()
+    assert float(torch.sigmoid(codes).mean() - prior.mean()) > 0.4
+    torch.testing.assert_close(norm(torch.sigmoid(codes)).mean(), norm(prior).mean(), atol=1e-5, rtol=0)
+    with refused("PriorMatching: 1 is a BatchNorm1d; codes and draws of the prior are normalised apart", "LayerNorm"):
+        PriorMatching(nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    PriorMatching(nn.Sequential(nn.Linear(1, 4), nn.LayerNorm(4), nn.Linear(4, 1)))(codes.float())
+
+
 def test_what_does_not_fit_is_refused():
     with refused("PriorMatching", "(2, 3, 4)", "expected floating-point [n, d]"):
         PriorMatching(nn.Linear(4, 1))(torch.zeros(2, 3, 4))

@@ -1,6 +1,7 @@
 """The systems run at the smoke preset on made-up images, go on where they stopped, and end in one table and page."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks import lines, series
 from benchmarks.systems import __main__ as everything
 from benchmarks.systems import amdim_hour, data, pixels, report, results_page, runs, swap, training
 from benchmarks.systems.training import Budget
+from contrastive.errors import InputError
 
 NEEDED = {
     "experiment", "config", "seed", "iterations", "test_accuracy", "test_bound", "train_bound", "status", "seconds",
@@ -21,6 +23,17 @@ SYSTEMS = everything.SYSTEMS
 def options(tmp_path, *words):
     given = ["--preset", "smoke", "--made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl"), *words]
     return series.parsed(runs.parser(""), runs.SEEDS, given)
+
+
+def refusal(capsys, command):
+    """The one sentence of a command that ends with the status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
 
 
 @pytest.mark.slow
@@ -68,6 +81,51 @@ def test_a_block_is_swapped_from_the_command_line(tmp_path):
     assert "simclr, hcl 1, bilinear, smoke" in report.text(mined)
 
 
+@pytest.mark.parametrize(
+    ("system", "applies", "others"),
+    [
+        ("cmc", ["in batch", "three views", "bank, softmax"], ["bank, binary"]),
+        ("deep_infomax", ["local, NCE", "global, NCE", "local, NCE, prior"], ["local, JSD", "local, DV"]),
+        ("amdim", ["released"], ["mixture"]),
+        ("time_contrastive", ["n-pairs", "triplets"], []),
+    ],
+)
+def test_a_miner_goes_to_the_arms_whose_negatives_it_weighs(tmp_path, system, applies, others):
+    system = SYSTEMS[system]
+    for preset in ("smoke", "quick"):
+        found = runs.planned(system, options(tmp_path, "--preset", preset, "--miner", "hcl 1"))
+        assert [config["arm"] for config in found] == applies
+        assert len(runs.planned(system, options(tmp_path, "--preset", preset))) == len(applies) + len(others)
+    for arm in others:
+        with pytest.raises(InputError) as caught:
+            runs.planned(system, options(tmp_path, "--miner", "hcl 1", "--arms", applies[0], arm))
+        told = ", ".join(map(repr, applies))
+        assert str(caught.value) == (
+            f"{system.name}: no miner weighs the negatives of {arm!r}, expected arms among {told}"
+        )
+        assert runs.planned(system, options(tmp_path, "--arms", arm))[0]["arm"] == arm  # with its own negatives
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [s for s in SYSTEMS.values() if "miner" in s.swaps], ids=lambda s: s.name)
+def test_what_a_miner_goes_to_runs(system, tmp_path):
+    rows = runs.perform([system], options(tmp_path, "--miner", "hcl 1"))
+    assert rows
+    assert all(row["status"] == "ok" for row in rows), rows
+
+
+def test_an_arm_that_does_not_exist_is_refused_with_those_that_do(tmp_path, capsys):
+    words = ["--preset", "smoke", "--made-up", "--results", str(tmp_path / "x"), "--arms"]
+    told = refusal(capsys, lambda: runs.main(SYSTEMS["amdim"], [*words, "released", "mixtures"]))
+    assert told == "error: --arms: no arm 'mixtures' of amdim; there are 'released', 'mixture'\n"
+    told = refusal(capsys, lambda: runs.main(SYSTEMS["simclr"], [*words, "released"]))
+    assert told == "error: --arms: no arm 'released' of simclr; there is one form\n"
+    assert "expected arms among 'released'" in refusal(
+        capsys, lambda: runs.main(SYSTEMS["amdim"], [*words, "mixture", "--miner", "top 16"])
+    )
+    assert not (tmp_path / "x").exists()
+
+
 def test_held_out_images_are_judged_on_in_place_of_test_images():
     images = data.made_up("mnist", 40)
     seen = []
@@ -92,7 +150,38 @@ def test_a_schedule_warms_up_and_decays():
     assert [stepped.rate(step) for step in (59, 60, 80)] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_a_loss_that_leaves_the_floats_is_a_failed_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("broken", "told"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+def test_a_loss_that_leaves_the_floats_is_a_failed_run_and_the_others_go_on(tmp_path, broken, told):
+    """The loss of one seed breaks at its second step; the next seed is trained all the same, and nothing is hidden."""
+    system, built, stepped = SYSTEMS["simclr"], [], []
+
+    def build(shape, **given):
+        learner = system.build(shape, **given)
+        built.append(learner)
+        number, losses = len(built), []
+
+        def loss(images, rows):
+            losses.append(learner.loss(images, rows))
+            stepped.append(number)
+            return losses[-1] * (broken if (number, len(losses)) == (1, 2) else 1)
+
+        return dataclasses.replace(learner, loss=loss)
+
+    rows = runs.perform([dataclasses.replace(system, build=build)], options(tmp_path, "--seeds", "2"))
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert rows[0]["error"] == f"FloatingPointError: the loss of step 1 is {told}"
+    assert "trained" not in rows[0]
+    assert "curves" not in rows[0]
+    assert rows[1]["trained"]
+    assert stepped == [1, 1, 2, 2]
+    assert f"failed: simclr, smoke, seed 0: {rows[0]['error']}" in report.text(rows)
+    page = report.write([system], rows, tmp_path / "page", preset="smoke").read_text()
+    assert rows[0]["error"] in page
+    assert [row["seed"] for row in runs.perform([system], options(tmp_path, "--seeds", "2"))] == [0, 1]  # not again
+    assert len(built) == 2
+
+
+def test_a_failure_of_another_kind_is_a_line_too(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "derived_seed", lambda *parts: 1 / 0)
     rows = runs.perform([SYSTEMS["simclr"]], options(tmp_path))
     assert rows[0]["status"] == "failed"
@@ -109,14 +198,33 @@ def test_the_command_and_the_page(tmp_path, capsys):
     assert (tmp_path / "page" / "simclr.png").stat().st_size > 1000
     everything.main(["--blocks"])
     assert "| simclr | two augmentations |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="holds no run of the preset quick"):
-        everything.main(["--report-only", "--results", str(tmp_path / "lines.jsonl")])
+    words = ["--report-only", "--results", str(tmp_path / "lines.jsonl")]
+    assert "holds no run of the preset quick" in refusal(capsys, lambda: everything.main(words))
 
 
-def test_missing_data_says_how_to_get_it(tmp_path):
+def test_a_single_system_writes_its_page(tmp_path, capsys, monkeypatch):
+    """All of its own lines, whatever was asked for last; none of others, none of settings that are no more."""
+    monkeypatch.chdir(tmp_path)
+    moco = SYSTEMS["moco"]
+    words = ["--preset", "smoke", "--made-up", "--quiet", "--results", "lines.jsonl"]
+    runs.perform([SYSTEMS["simclr"]], options(tmp_path))
+    runs.main(moco, words)
+    assert "| moco, smoke | 0 |" in (printed := capsys.readouterr().out)
+    assert printed.splitlines()[-1] == "runs/moco-smoke/report.html"
+    assert (tmp_path / "runs" / "moco-smoke" / "moco.png").stat().st_size > 1000
+    runs.main(moco, [*words, "--miner", "hcl 1", "--folder", "page"])
+    page = Path("page/report.html").read_text()
+    for told in ("MoCo: Momentum Contrast", "<td>moco, smoke</td>", "<td>moco, hcl 1, smoke</td>", "Preset smoke"):
+        assert told in page
+    assert "simclr" not in page
+    plan = dataclasses.replace(moco.plans["smoke"], budget=dataclasses.replace(moco.plans["smoke"].budget, lr=2e-3))
+    runs.main(dataclasses.replace(moco, plans={"smoke": plan}), [*words, "--folder", "page"])
+    assert "<td>moco, hcl 1, smoke</td>" not in Path("page/report.html").read_text()
+
+
+def test_missing_data_says_how_to_get_it(tmp_path, capsys):
     words = ["--preset", "quick", "--quiet", "--data-root", str(tmp_path), "--results", str(tmp_path / "x")]
-    with pytest.raises(SystemExit, match=r"pass --data-root FOLDER"):
-        runs.main(SYSTEMS["simclr"], words)
+    assert "pass --data-root FOLDER" in refusal(capsys, lambda: runs.main(SYSTEMS["simclr"], words))
     assert not (tmp_path / "x").exists()
 
 
@@ -134,8 +242,7 @@ def test_the_swap_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(swap, "MINERS", ("none", "hcl 1", "top 16"))
     swap.main([*words, "--table"])
     assert "not run" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="the table has all miners and critics"):
-        swap.main([*words, "--miner", "hcl 1"])
+    assert "the table has all miners" in refusal(capsys, lambda: swap.main([*words, "--miner", "hcl 1"]))
 
 
 def test_differences_of_the_swap_table_are_paired_by_seed():
@@ -153,11 +260,9 @@ def test_differences_of_the_swap_table_are_paired_by_seed():
 
 def test_the_page_of_the_documentation_has_the_table_of_blocks():
     page = (Path(__file__).parents[1] / "docs" / "systems.md").read_text()
-    printed = lines.markdown(report.blocks(list(SYSTEMS.values()))).splitlines()
-    shown = [line for line in page.splitlines() if line.split("|")[1:2] and line.split("|")[1].strip() in SYSTEMS]
-    shown = [line for line in shown if line.count("|") == printed[0].count("|")]
-    assert len(shown) >= 7
-    assert set(shown) <= set(printed)
+    made = lines.markdown(report.blocks(list(SYSTEMS.values())))
+    assert f"\n\n{made}\n\n" in page, "python -m benchmarks.systems --blocks"
+    assert len(made.splitlines()) == 2 + len(SYSTEMS)
 
 
 def test_the_page_of_results_is_made_of_the_lines():
@@ -235,6 +340,21 @@ def test_an_image_with_too_few_rows_of_patches_is_refused():
         learner.loss(torch.rand(4, 1, 16, 16), torch.arange(4))
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 7, 7), (3, 32, 48), (3, 48, 32)])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_deep_infomax_refuses_images_that_are_small_or_not_square(shape, scope):
+    told = rf"^Deep InfoMax: got images of {shape[1]} x {shape[2]} pixels, expected squares of at least 8 pixels a side"
+    with pytest.raises(ValueError, match=told):
+        SYSTEMS["deep_infomax"].build(shape, scope=scope)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("side", [8, 15, 28])
+def test_deep_infomax_takes_other_squares(side, scope):
+    learner = SYSTEMS["deep_infomax"].build((1, side, side), scope=scope, widths=(4, 4, 8), hidden=8, code=4, units=8)
+    assert torch.isfinite(learner.loss(torch.rand(4, 1, side, side), torch.arange(4)))
+
+
 def test_a_mixture_refuses_a_miner():
     with pytest.raises(ValueError, match="AMDIM: the mixture's loss weighs no negatives"):
         SYSTEMS["amdim"].build((3, 32, 32), miner=runs.MINERS["hcl 1"], components=2)
@@ -276,7 +396,7 @@ def test_the_pixels_of_left_halves_are_of_left_halves():
     assert torch.equal(half(images), images[..., :3].flatten(1))
 
 
-def test_the_hour_has_a_curve_of_probes(tmp_path):
+def test_the_hour_has_a_curve_of_probes(tmp_path, capsys):
     """A larger budget of AMDIM: its line has held-out probes on the way, and the page says how far it is behind."""
     words = ["--preset", "smoke", "--made-up", "--results", str(tmp_path / "lines.jsonl"), "--quiet"]
     amdim_hour.main(words)
@@ -289,5 +409,13 @@ def test_the_hour_has_a_curve_of_probes(tmp_path):
     assert f"gap of {91.2 - reached:.1f} points" in " ".join(told.split())
     results_page.picture([line | {"config": line["config"] | {"preset": "quick"}}], tmp_path / "hour.svg")
     assert "published" in (tmp_path / "hour.svg").read_text()
-    with pytest.raises(SystemExit, match="the presets smoke and quick"):
-        amdim_hour.main([*words, "--preset", "paper"])
+    assert "the presets smoke and quick" in refusal(capsys, lambda: amdim_hour.main([*words, "--preset", "paper"]))
+
+
+def test_the_last_stretch_of_the_hour_is_told_by_its_figures():
+    curves = {"iteration": [1, 1500, 2000], "loss": [9, 3.25, 4.5], "held_out_linear": [0, 0.5, 0.25]}
+    told = " ".join(results_page.course(curves).split())
+    assert told == (
+        "From step 1,500 to 2,000 the loss went from 3.25 to 4.50, and a linear probe of 10,000 training images from "
+        "50.0 to 25.0 % of 5,000 held-out ones."
+    )

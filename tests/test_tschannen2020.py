@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -98,11 +99,15 @@ def test_a_file_of_another_version_is_refused(tmp_path):
         runs.perform([sampling.EXPERIMENT], options(tmp_path))
 
 
-def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     given = ["critics", "--preset", "smoke", "--quiet", "--data-root", str(tmp_path), "--results", str(tmp_path / "x")]
     monkeypatch.setattr(sys, "argv", given)
-    with pytest.raises(SystemExit, match=r"no MNIST/raw under .*; pass --data-root FOLDER .* or --download"):
+    with pytest.raises(SystemExit) as caught:
         runs.main(critics.EXPERIMENT)
+    assert caught.value.code == 2
+    assert re.search(
+        r"^error: .*no MNIST/raw under .*; pass --data-root FOLDER .* or --download", capsys.readouterr().err
+    )
     assert not (tmp_path / "x").exists()
 
 

@@ -7,8 +7,6 @@
 An interrupted series goes on where it stopped.
 """
 
-from pathlib import Path
-
 from benchmarks import lines, series
 from benchmarks.systems import (
     amdim,
@@ -24,7 +22,7 @@ from benchmarks.systems import (
     simclr,
     time_contrastive,
 )
-from benchmarks.systems.runs import SEEDS, as_planned, parser, perform, results_of
+from benchmarks.systems.runs import SEEDS, folder_of, of_preset, parser, perform, results_of
 from contrastive.errors import InputError
 
 MODULES = (simclr, moco, cmc, deep_infomax, amdim, cpc, time_contrastive, mine, deep_cca, iic, imsat)
@@ -32,26 +30,21 @@ SYSTEMS = {module.SYSTEM.name: module.SYSTEM for module in MODULES}
 
 
 def main(given: list[str] | None = None) -> None:
-    made = parser(__doc__)
+    made = parser(__doc__, page="systems")
     made.add_argument("--only", nargs="+", choices=SYSTEMS, help="systems to run; the page shows all")
     made.add_argument("--report-only", action="store_true", help="run nothing")
     made.add_argument("--blocks", action="store_true", help="only print in what the systems differ")
-    made.add_argument("--folder", type=Path, help="of the page (default: runs/systems-PRESET)")
     options = series.parsed(made, SEEDS, given)
     if options.blocks:
         print(lines.markdown(report.blocks(list(SYSTEMS.values()))))
         return
-    try:
+    with series.refusals():
         if not options.report_only:
             perform([SYSTEMS[name] for name in options.only or SYSTEMS], options)
-        rows = [row for row in series.recorded(results_of(options)) if row["config"]["preset"] == options.preset]
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
-    rows = [row for row in rows if row["experiment"] not in SYSTEMS or as_planned(SYSTEMS[row["experiment"]], row)]
-    if not rows:
-        raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset}")
-    folder = options.folder or Path("runs") / f"systems-{options.preset}"
-    print(report.write(list(SYSTEMS.values()), rows, folder, preset=options.preset))
+        rows = of_preset(list(SYSTEMS.values()), options)
+        if not rows:
+            raise InputError(f"{results_of(options)} holds no run of the preset {options.preset}")
+    print(report.write(list(SYSTEMS.values()), rows, folder_of(options, "systems"), preset=options.preset))
 
 
 if __name__ == "__main__":

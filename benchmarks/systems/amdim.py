@@ -139,6 +139,7 @@ SYSTEM = System(
             {"released": {}, "mixture": {"components": 4}},
         ),
     },
+    mined=lambda options: not options.get("components"),
     goal=EIGHT_POINTS,
 )
 

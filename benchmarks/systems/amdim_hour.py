@@ -60,12 +60,10 @@ def main(given: list[str] | None = None) -> None:
     made = parser(__doc__)
     made.set_defaults(seeds=1)
     options = series.parsed(made, SEEDS, given)
-    if options.preset == "paper":
-        raise SystemExit("error: the hour has the presets smoke and quick")
-    try:
+    with series.refusals():
+        if options.preset == "paper":
+            raise InputError("the hour has the presets smoke and quick")
         print(report.text(perform([SYSTEM], options)))
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ SYSTEM = System(
             {"bank, binary": {"binary": True}, "bank, softmax": {}},
         ),
     },
+    mined=lambda options: not options.get("binary"),
     goal=EIGHT_POINTS,
 )
 

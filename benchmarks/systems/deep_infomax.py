@@ -57,8 +57,16 @@ def build(
         units: width in which both sides are scored.
         prior: weight of the loss that makes codes uniform in the unit cube, gamma; 0 matches no prior.
         bfloat16: whether the encoder computes in it.
+
+    Raises:
+        ValueError: for images that are not square, or that the convolutions halve to nothing.
     """
     side = shape[1] // 2 ** len(widths)
+    if shape[1] != shape[2] or side < 1:
+        raise ValueError(
+            f"Deep InfoMax: got images of {shape[1]} x {shape[2]} pixels, expected squares of at least "
+            f"{2 ** len(widths)} pixels a side: {len(widths)} convolutions halve them"
+        )
     convolutions = strided(shape[0], widths)
     encoder = nn.Sequential(
         OrderedDict(
@@ -80,7 +88,7 @@ def build(
     heads = nn.ModuleDict({"code": head(code), "map": head(wide)})
     term = Term("code", "map", scores, pairing=other_groups, objective=OBJECTIVES[objective], miner=miner)
 
-    # The published discriminator; without batch norm, which would let it compare rows.
+    # The published discriminator; without batch norm, which `PriorMatching` refuses.
     matching = nn.ModuleList()
     if prior:
         matching.append(PriorMatching(MLP(code, hidden=(1000, 200), out=1, batch_norm=False)))
@@ -146,6 +154,7 @@ SYSTEM = System(
             },
         ),
     },
+    mined=lambda options: options.get("objective", "nce") == "nce",
     goal=EIGHT_POINTS,
 )
 

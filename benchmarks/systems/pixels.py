@@ -60,12 +60,10 @@ def main(given: list[str] | None = None) -> None:
     made = parser(__doc__)
     made.set_defaults(seeds=1)  # nothing is drawn
     options = series.parsed(made, SEEDS, given)
-    if options.preset == "paper":
-        raise SystemExit("error: pixels have the presets smoke and quick")
-    try:
+    with series.refusals():
+        if options.preset == "paper":
+            raise InputError("pixels have the presets smoke and quick")
         print(report.text(perform(SYSTEMS, options)))
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

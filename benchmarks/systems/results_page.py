@@ -2,8 +2,8 @@
 
     python -m benchmarks.systems.results_page
 
-No figure on the page is typed in but the goals and the published one; a test compares the page with what this makes of
-the lines.
+No figure on the page is typed in but the goals and the published one: all others are of the lines or of the settings. A
+test compares the page with what this makes of the lines.
 """
 
 import math
@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks import lines, series
 from benchmarks.curves import Panel, figure, holds
-from benchmarks.systems import amdim_hour, mine, pixels, report, swap
+from benchmarks.splits import HELD_OUT
+from benchmarks.systems import amdim, amdim_hour, mine, pixels, report, swap
 from benchmarks.systems.__main__ import SYSTEMS
 from benchmarks.systems.runs import RESULTS, Goal, as_planned
 from benchmarks.systems.time_contrastive import FRAMES
@@ -30,8 +31,8 @@ INTRODUCTION = """# What the systems reach
 
 *Written by `python -m benchmarks.systems.results_page` from the lines of
 [results.jsonl](../benchmarks/systems/results.jsonl); do not edit.* The preset `quick`: small encoders, minutes of one
-thread, 10,000 to 50,000 training images (CIFAR-10, MNIST; MINE: correlated Gaussians), each system's headline form;
-their [other forms](#other-arms) below.
+thread, {least:,} to {most:,} training images (CIFAR-10, MNIST; MINE: correlated Gaussians), each system's headline
+form; their [other forms](#other-arms) below.
 Probes are fitted on training images; test images are looked at once a run. What the systems are, and every deviation:
 [systems](systems.md).
 """
@@ -50,8 +51,9 @@ tuned for them, and whatever came out is here."""
 SCHEDULE = """The truth is known, and the value is no bound: it may err to either side. The goal is to be nowhere
 further off than a pilot was (one seed, a separable critic, 2,000 steps a level); it was stated when these runs were
 known. Their critic is a perceptron of both variables, and a separable one is weaker; 500 steps a level."""
-SWAP = """How much of the success is the negatives, and how much the critic? Four systems, their own negatives, HCL and
-the 16 hardest, each with their own critic and with a plain inner product: 24 cells of 100 steps on 10,000 images.
+SWAP = f"""How much of the success is the negatives, and how much the critic? Four systems, their own negatives, HCL and
+the 16 hardest, each with their own critic and with a plain inner product: \
+{len(swap.SYSTEMS) * len(swap.MINERS) * len(swap.CRITICS)} cells of {swap.STEPS} steps on {swap.IMAGES:,} images.
 Linear probe in percent, with the difference from the system's own cell, paired by seed, its 95 % t-interval, and the
 number of seeds. The plain inner product has no temperature and no normalised rows (SimCLR, MoCo, CMC), or linear maps
 in the place of residual heads (Deep InfoMax), so more than the formula of the score is exchanged."""
@@ -82,10 +84,11 @@ def page(rows: Sequence[Row], papers: Sequence[Row]) -> str:
     of_systems = [row for row in of_systems if as_planned(SYSTEMS[row["experiment"]], row)]
     order = list(SYSTEMS)
     of_systems.sort(key=lambda row: (order.index(row["experiment"]), row["config"]["arm"], row["seed"]))
+    images = [row["config"]["budget"]["images"] for row in of_systems]
     others = [row for row in of_systems if row["config"]["arm"] != headline(row["experiment"])]
     of_systems = [row for row in of_systems if row not in others]
     parts = [
-        INTRODUCTION,
+        INTRODUCTION.format(least=min(images, default=0), most=max(images, default=0)),
         COMMANDS,
         lines.provenance(rows),
         "## The goals",
@@ -182,18 +185,34 @@ def hour(rows: Sequence[Row]) -> str:
         return "Not run yet."
     last = rows[-1]
     budget, width = last["config"]["budget"], last["config"]["options"]["width"]
+    paper = amdim.SYSTEM.plans["paper"]
     reached, published = 100 * last["trained"]["linear"], 100 * amdim_hour.PUBLISHED
     epochs = budget["steps"] * budget["batch"] / budget["images"]
-    told = f"""{last["seconds"] / 60:.0f} minutes of {last["hardware"]["threads"]} threads: {budget["steps"]} steps of \
-{budget["batch"]} images, {epochs:.0f} epochs of {budget["images"]}, an encoder {width} channels wide;
-settings of one try, none was tuned. The linear probe reads {reached:.1f} % of test images.
+    told = f"""{last["seconds"] / 60:.0f} minutes of {last["hardware"]["threads"]} threads: \
+{budget["steps"]:,} steps of {budget["batch"]} images, {epochs:.0f} epochs of {budget["images"]:,}, an encoder \
+{width} channels wide;
+settings of one try, none was tuned. The linear probe reads {reached:.1f} % of test images.{course(last["curves"])}
 
-The authors report {published:.1f} % (as quoted elsewhere; their table was not at hand) for an encoder several
-times as wide and deep, trained far longer on graphics cards; the preset `paper` has the settings of their code. The
-gap of {published - reached:.1f} points is of budget and width together: neither was varied alone. The loss still
-falls at the end; the curve of held-out images (a linear probe of 10,000 training images on 5,000 others) is nearly
-flat."""
+The authors report {published:.1f} % (as quoted elsewhere; their table was not at hand). The preset `paper` has the
+settings of their code, made for graphics cards: {paper.options["width"]} channels, {paper.budget.steps:,} steps of \
+{paper.budget.batch} images.
+The gap of {published - reached:.1f} points is of budget and width together: neither was varied alone."""
     return "\n\n".join([report.text(rows), f"![Probes of held-out images by iteration]({HOUR.name})", told])
+
+
+def course(curves: dict[str, list[float]]) -> str:
+    """How the last stretch of the curves ran, in a sentence; nothing of a single point.
+
+    Arguments:
+        curves: of a line of `amdim_hour`.
+    """
+    if len(curves["iteration"]) < 2:
+        return ""
+    first, last = ({name: values[point] for name, values in curves.items()} for point in (-2, -1))
+    trained_on, judged_on = amdim_hour.CURVE_IMAGES, min(amdim_hour.CURVE_IMAGES, HELD_OUT)
+    return f""" From step {first["iteration"]:,} to {last["iteration"]:,}
+the loss went from {first["loss"]:.2f} to {last["loss"]:.2f}, and a linear probe of {trained_on:,} training images
+from {100 * first["held_out_linear"]:.1f} to {100 * last["held_out_linear"]:.1f} % of {judged_on:,} held-out ones."""
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:

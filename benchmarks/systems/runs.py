@@ -31,7 +31,9 @@ __all__ = [
     "Plan",
     "System",
     "as_planned",
+    "folder_of",
     "main",
+    "of_preset",
     "parser",
     "perform",
     "planned",
@@ -89,11 +91,13 @@ class Plan:
         budget: of the training.
         options: of the system's `build`.
         arms: options on top of them, by name, where a system has several forms; the first is the headline.
+        dataset: what it is trained on, where that is not the system's.
     """
 
     budget: Budget
     options: Mapping[str, Any] = field(default_factory=dict)
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,11 @@ def points_gained(row: dict[str, Any]) -> float:
 EIGHT_POINTS = Goal("linear probe at least 8 points above the untrained encoder", points_gained, least=8.0)
 
 
+def every_arm(options: Mapping[str, Any]) -> bool:
+    """All arms have negatives that a miner may weigh."""
+    return True
+
+
 @dataclass(frozen=True)
 class System:
     """One file of this folder.
@@ -141,6 +150,7 @@ class System:
         seconds: about how many a step takes, for the time left.
         work: everything at once, for a system that is not trained on batches of images; None for `training.run`.
         swaps: which of ``miner`` and ``critic`` it has; `build` takes no others.
+        mined: whether a miner weighs the negatives of an arm, by its options.
         goal: what it should reach; None where there is no number to hold it against.
     """
 
@@ -154,6 +164,7 @@ class System:
     seconds: float = 0.3
     work: Callable[[Config, int, Tick], dict[str, Any]] | None = None
     swaps: tuple[str, ...] = ("miner", "critic")
+    mined: Callable[[Mapping[str, Any]], bool] = every_arm
     goal: Goal | None = None
 
 
@@ -165,27 +176,43 @@ def planned(system: System, options: argparse.Namespace) -> list[Config]:
         options: of `parser`.
 
     Raises:
-        InputError: for a block that the system has not, to be swapped.
+        InputError: for a block that the system has not, to be swapped, and for a miner with an arm of ``--arms`` whose
+            negatives it cannot weigh.
     """
     for name, own in (("miner", "none"), ("critic", "own")):
         if getattr(options, name) != own and name not in system.swaps:
             told = f"critic: {system.blocks.critic}; negatives: {system.blocks.negatives}"
             raise InputError(f"{system.name} has no {name} to swap ({told}); name other systems with --only")
     plan = system.plans[options.preset]
+    dataset = plan.dataset or system.dataset
     return [
         {
             "preset": options.preset,
-            "data": f"made-up {system.dataset}" if options.made_up else system.dataset,
+            "data": f"made-up {dataset}" if options.made_up else dataset,
             "judged_on": options.judged_on,
             "arm": arm,
             "miner": options.miner,
             "critic": options.critic,
             "budget": _as_read(asdict(plan.budget)),
-            "options": _as_read({**plan.options, **own}),
+            "options": _as_read(own),
         }
-        for arm, own in plan.arms.items()
-        if options.arms is None or arm in options.arms
+        for arm, own in _arms(system, options).items()
     ]
+
+
+def _arms(system: System, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The options of every arm that is asked for; with a miner and no arms named, of those that it applies to."""
+    plan = system.plans[options.preset]
+    every = {arm: {**plan.options, **own} for arm, own in plan.arms.items()}
+    mined = [arm for arm, own in every.items() if options.miner == "none" or system.mined(own)]
+    named = mined if options.arms is None else [arm for arm in every if arm in options.arms]
+    for arm in named:
+        if arm not in mined:
+            raise InputError(
+                f"{system.name}: no miner weighs the negatives of {arm!r}, expected arms among "
+                f"{', '.join(map(repr, mined))}"
+            )
+    return {arm: every[arm] for arm in named}
 
 
 def as_planned(system: System, row: dict[str, Any]) -> bool:
@@ -213,7 +240,15 @@ def wanted(systems: Sequence[System], options: argparse.Namespace) -> list[serie
     Arguments:
         systems: of this folder.
         options: of `parser`.
+
+    Raises:
+        InputError: for an arm that no system has, and what `planned` refuses.
     """
+    there = dict.fromkeys(arm for system in systems for arm in system.plans[options.preset].arms if arm)
+    for arm in options.arms or ():
+        if arm not in there:
+            known = f"there are {', '.join(map(repr, there))}" if there else "there is one form"
+            raise InputError(f"--arms: no arm {arm!r} of {', '.join(s.name for s in systems)}; {known}")
     return [
         series.Run(
             system.name,
@@ -283,13 +318,38 @@ def results_of(options: argparse.Namespace) -> Path:
     return RESULTS if kept else Path(gettempdir()) / f"systems-{options.preset}.jsonl"
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def folder_of(options: argparse.Namespace, page: str) -> Path:
+    """Where the page goes.
+
+    Arguments:
+        options: of `parser`.
+        page: as of `parser`.
+    """
+    return options.folder or Path("runs") / f"{page}-{options.preset}"
+
+
+def of_preset(systems: Sequence[System], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All lines of the preset that is asked for, but for those of a system whose settings have changed since.
+
+    Arguments:
+        systems: whose settings are known.
+        options: of `parser`.
+    """
+    known = {system.name: system for system in systems}
+    rows = [row for row in series.recorded(results_of(options)) if row["config"]["preset"] == options.preset]
+    return [row for row in rows if row["experiment"] not in known or as_planned(known[row["experiment"]], row)]
+
+
+def parser(description: str, *, page: str | None = None) -> argparse.ArgumentParser:
     """Options that all systems share.
 
     Arguments:
         description: of the command.
+        page: what its page is called; None where it writes none.
     """
     made = series.parser(description, seeds=SEEDS)
+    if page is not None:
+        made.add_argument("--folder", type=Path, help=f"of the page (default: runs/{page}-PRESET)")
     made.add_argument("--miner", choices=MINERS, default="none", help="weighs the negatives")
     made.add_argument("--critic", choices=("own", *CRITICS), default="own", help="in place of the system's own")
     made.add_argument("--arms", nargs="+", help="some forms of a system only")
@@ -299,7 +359,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def main(system: System, given: Sequence[str] | None = None) -> None:
-    """Runs what is missing of one system and prints its table.
+    """Runs what is missing of one system, prints its table, and writes the page of all its lines.
 
     Arguments:
         system: of this folder.
@@ -307,9 +367,9 @@ def main(system: System, given: Sequence[str] | None = None) -> None:
     """
     from benchmarks.systems import report
 
-    options = series.parsed(parser(system.title), SEEDS, given)
-    try:
-        rows = perform([system], options)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(report.text(rows))
+    options = series.parsed(parser(system.title, page=system.name), SEEDS, given)
+    with series.refusals():
+        print(report.text(perform([system], options)))
+        rows = [row for row in of_preset([system], options) if row["experiment"] == system.name]
+    if rows:  # none where all lines are of earlier settings
+        print(report.write([system], rows, folder_of(options, system.name), preset=options.preset))

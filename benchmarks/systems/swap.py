@@ -131,17 +131,15 @@ def main(given: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--table", action="store_true", help="run nothing")
     options = series.parsed(made, SEEDS, given)
-    if options.preset == "paper" or (options.miner, options.critic) != ("none", "own"):
-        raise SystemExit("error: the table has all miners and critics, and the presets smoke and quick")
-    asked = cells(options)
-    try:
+    with series.refusals():
+        if options.preset == "paper" or (options.miner, options.critic) != ("none", "own"):
+            raise InputError("the table has all miners and critics, and the presets smoke and quick")
+        asked = cells(options)
         if options.table:
             keys = {run.key for run in asked}
             rows = [row for row in series.recorded(results_of(options)) if series.key_of(row) in keys]
         else:
             rows = series.perform(asked, results_of(options), quiet=options.quiet)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
     print(table(rows))
 
 

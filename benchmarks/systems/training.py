@@ -171,7 +171,7 @@ def fit(
             torch.manual_seed(derived_seed(seed, step))
             loss = learner.loss(batch.float() / 255, rows)
             if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"the loss of step {step} is {float(loss)}")
+                raise FloatingPointError(f"the loss of step {step} is {float(loss.detach())}")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

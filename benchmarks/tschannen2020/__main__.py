@@ -8,6 +8,7 @@ An interrupted series goes on where it stopped.
 
 from pathlib import Path
 
+from benchmarks import series
 from benchmarks.series import recorded
 from benchmarks.tschannen2020 import (
     adversarial,
@@ -33,16 +34,14 @@ def main() -> None:
     made.add_argument("--report-only", action="store_true", help="run nothing")
     made.add_argument("--folder", type=Path, help="of the page (default: runs/tschannen2020-PRESET)")
     options = parsed(made)
-    try:
+    with series.refusals():
         if not options.report_only:
             perform([EXPERIMENTS[name] for name in options.only or EXPERIMENTS], options)
         # The page is of one plan: runs of other data sets, variants and budgets keep their lines.
         plans = {name: planned(experiment, options) for name, experiment in EXPERIMENTS.items()}
         rows = [row for row in recorded(results_of(options)) if row["config"] in plans.get(row["experiment"], [])]
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
-    if not rows:
-        raise SystemExit(f"error: {results_of(options)} holds no run of the preset {options.preset} on {options.data}")
+        if not rows:
+            raise InputError(f"{results_of(options)} holds no run of the preset {options.preset} on {options.data}")
     folder = options.folder or Path("runs") / f"tschannen2020-{options.preset}"
     print(report.write(list(EXPERIMENTS.values()), rows, folder, preset=options.preset))
 

@@ -186,8 +186,6 @@ def main(experiment: Experiment) -> None:
     from benchmarks.tschannen2020 import report
 
     options = parsed(parser(experiment.title))
-    try:
+    with series.refusals():
         rows = perform([experiment], options)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
     print(report.text(experiment, rows))
