@@ -133,6 +133,8 @@ def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False) -> list[di
 def attempt(run: Run, tick: Tick) -> dict[str, Any]:
     """The line of a run; one that failed says why, and the others go on.
 
+    What the work calls ``earlier`` are the seconds of attempts that were interrupted; they count.
+
     Arguments:
         run: what is done.
         tick: is told the share that is done.
@@ -145,7 +147,9 @@ def attempt(run: Run, tick: Tick) -> dict[str, Any]:
         line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
     used = environment(run.seed)
     hardware = {key: used.pop(key) for key in ("system", "processor", "cores", "memory", "threads", "accelerator")}
-    line |= {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    earlier = line.pop("earlier", {})
+    line |= {key: round(earlier.get(key, 0.0) + value, 1) for key, value in spent.items()}
     line |= {"commit": lines.commit(), "hardware": hardware}
     return _plain({**line, "versions": {k: used[k] for k in ("python", "torch", "kpair", "scikit-learn") if k in used}})
 

@@ -12,6 +12,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
+from benchmarks.systems.under_way import UnderWay
 from contrastive.batches import Batches, derived_seed
 from contrastive.bounds import Bound
 from contrastive.data import ImageSplit
@@ -82,7 +83,7 @@ class Learner:
     """A system, built of blocks and ready to be trained.
 
     Arguments:
-        modules: all that is trained and all that is saved.
+        modules: all that is trained, and whatever else moves with it: a run that goes on knows nothing else.
         loss: images in [0, 1] ``[n, c, h, w]`` and their numbers among the training images, to what is minimised.
         features: images to rows ``[n, d]``, by name: what probes read; the first is the headline. None at all for a
             system that has a measure of its own.
@@ -110,6 +111,8 @@ def run(
     budget: Budget,
     seed: int,
     tick: Callable[[float], None],
+    *,
+    keep: UnderWay | None = None,
 ) -> Figures:
     """Trains once; measures before, on held-out images on the way, and at the end. Of no steps: at the end.
 
@@ -120,6 +123,7 @@ def run(
         budget: of the training.
         seed: of batches and of every draw within a step.
         tick: is told the share that is done.
+        keep: of `fit`. What is measured before it is measured again by a run that goes on.
     """
     measure = learner.measure or partial(probed, learner)
     before, curves = {}, {}
@@ -127,7 +131,7 @@ def run(
         calibrate(learner, images.train.images)
         before = measure(images, judged_on)
         learner.prepare(images.train.images)
-        curves = fit(learner, images, budget, seed, tick)
+        curves = fit(learner, images, budget, seed, tick, keep=keep)
     after = measure(images, judged_on)
     return {
         "iterations": budget.steps,
@@ -140,7 +144,13 @@ def run(
 
 
 def fit(
-    learner: Learner, images: Images, budget: Budget, seed: int, tick: Callable[[float], None]
+    learner: Learner,
+    images: Images,
+    budget: Budget,
+    seed: int,
+    tick: Callable[[float], None],
+    *,
+    keep: UnderWay | None = None,
 ) -> dict[str, list[float]]:
     """Trains, and returns the curves of the loss and of what held-out images tell.
 
@@ -150,6 +160,8 @@ def fit(
         budget: how long, and how.
         seed: of batches and draws.
         tick: is told the share that is done.
+        keep: where every point of the curves is kept with weights, optimiser and place in the data, so that training
+            goes on there, to the bit; None keeps nothing.
 
     Raises:
         FloatingPointError: for a loss that is not finite, with its step.
@@ -161,6 +173,13 @@ def fit(
     curves: dict[str, list[float]] = {"iteration": [], "loss": []}
     losses: list[float] = []
     step = 0
+    reached = None if keep is None else keep.read()
+    if reached is not None:  # draws need no state: every step seeds its own
+        learner.modules.load_state_dict(reached["modules"])
+        optimiser.load_state_dict(reached["optimiser"])
+        batches.load_state_dict(reached["batches"])
+        curves = reached["curves"]
+        step = int(curves["iteration"][-1])
     learner.modules.train()
     while step < budget.steps:
         for rows, batch in batches:
@@ -184,6 +203,9 @@ def fit(
                 for name, value in glanced(learner, images).items():
                     curves.setdefault(name, []).append(value)
                 losses = []
+                if keep is not None:
+                    state = {"modules": learner.modules, "optimiser": optimiser, "batches": batches}
+                    keep.write({**{name: part.state_dict() for name, part in state.items()}, "curves": curves})
                 tick(step / budget.steps)
     learner.modules.eval()
     return curves

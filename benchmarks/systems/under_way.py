@@ -1,0 +1,53 @@
+"""The run under way, on disk: one that is interrupted goes on at the last point of its curves."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from contrastive.checkpoints import load_checkpoint, save_checkpoint
+from contrastive.errors import InputError
+
+__all__ = ["UnderWay"]
+
+
+class UnderWay:
+    """Keeps what a run has reached. A series does one run at a time, so that one file will do.
+
+    Arguments:
+        path: of the file.
+        run: which run it is, and by which code: the file of another one is not gone on with, but written over.
+    """
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.path, self.run = path, run
+        self.earlier = {"seconds": 0.0, "cpu_seconds": 0.0}  # of the attempts that were interrupted
+        self._start = self._clocks()
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written of this run last; None where there is nothing, or nothing whole."""
+        try:
+            found = load_checkpoint(self.path)
+        except InputError:
+            return None
+        if found.get("run") != self.run:
+            return None
+        self.earlier = found["spent"]
+        return found
+
+    def write(self, reached: Mapping[str, Any]) -> None:
+        """Puts what was reached in the place of what was there.
+
+        Arguments:
+            reached: tensors, numbers, strings, and lists and dicts of them.
+        """
+        spent = {key: self.earlier[key] + now - self._start[key] for key, now in self._clocks().items()}
+        save_checkpoint(self.path, {**reached, "run": self.run, "spent": spent})
+
+    def forget(self) -> None:
+        """The run is over, one way or the other."""
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _clocks() -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
