@@ -1,4 +1,4 @@
-"""Our metrics beside those of others where they are right, and right where they are not.
+"""Our metrics beside those of others: values of a normal distribution; see also test_retrieval_adversarial, _defects.
 
 pytorch-metric-learning, scikit-learn and torchmetrics come with the package; ranx with the extra ``bench``.
 """
@@ -11,8 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive.errors import InputError
-from contrastive.metrics import average_precision, precision_at, reciprocal_rank
 from contrastive.retrieval import evaluate_retrieval
 
 
@@ -69,32 +67,6 @@ def test_all_metrics_of_the_calculator(seed, rows, classes, alone):
         assert found[our_name] == pytest.approx(theirs[name], abs=1e-5), name
 
 
-def test_a_k_beyond_the_gallery():
-    # There a mean average precision of 4.12: index -1 reads the last label.
-    x, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 1, 1, 1])
-    for names in (("map@9",), ("recall@9",), ("coverage@6",)):
-        with pytest.raises(InputError, match="expected a k of 1 to 5"):
-            evaluate_retrieval(x, labels, metrics=names)
-    assert all(
-        0 <= value <= 1 for value in evaluate_retrieval(x, labels, metrics=("map", "mrr", "recall")).mean.values()
-    )
-
-
-def test_what_else_the_calculator_takes():
-    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    # Labels as float32: these two classes are one there, and precision@1 is 1.
-    labels = torch.tensor([2**24, 2**24 + 1, 2**24, 2**24 + 1])
-    assert evaluate_retrieval(x, labels, ks=(1,)).mean["precision@1"] == 0.0
-    # NaN embeddings get a score, empty queries an error about reshaping.
-    with pytest.raises(InputError, match="NaN or infinity in 4 rows"):
-        evaluate_retrieval(x * torch.nan, labels)
-    with pytest.raises(InputError, match=r"embeddings has shape \(0, 2\), expected \[rows, dim\], neither of them 0"):
-        evaluate_retrieval(x[:0], labels[:0], gallery=x + 1, gallery_labels=labels)
-    # Recall@k has two meanings (issue 283): both are here, by name.
-    found = evaluate_retrieval(x, torch.tensor([0, 0, 0, 0]), ks=(1,), metrics=("recall", "coverage")).mean
-    assert found == {"recall@1": 1.0, "coverage@1": pytest.approx(1 / 3)}
-
-
 # --- torchmetrics -----------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +75,7 @@ def test_what_else_the_calculator_takes():
 def test_torchmetrics(seed, k):
     theirs = pytest.importorskip("torchmetrics.functional.retrieval", reason="torchmetrics is not installed")
     x, y, scores, relevant = ranked(seed)
-    scores = scores - scores.min() + 1  # see below
+    scores = scores - scores.min() + 1  # see test_retrieval_defects
     functions = {
         f"recall@{k}": lambda s, r: theirs.retrieval_hit_rate(s, r, top_k=k),
         f"coverage@{k}": lambda s, r: theirs.retrieval_recall(s, r, top_k=k),
@@ -118,28 +90,6 @@ def test_torchmetrics(seed, k):
     for name, function in functions.items():
         expected = torch.stack([function(s, r) for s, r in zip(scores, relevant, strict=True)]).mean()
         assert found[name] == pytest.approx(float(expected), abs=1e-5), name
-
-
-def test_where_torchmetrics_is_not_right():
-    # Average precision cut at k divides by what was found: 1 of 2 relevant items read 1.0 there.
-    hits = torch.tensor([[True, False, False, False, True]])
-    assert float(average_precision(hits[:, :1], torch.tensor([2]))) == 0.5
-    # A query without a relevant item counts as 0 in its means; here it is left out, and counted.
-    x = torch.eye(3)
-    result = evaluate_retrieval(x, gallery=x.clone(), relevant=[[0], [1], []], ks=(1,))
-    assert result.mean["recall@1"] == 1.0
-    assert result.excluded == 1
-    # Of items of equal score the first wins: a hit rate of 1 at k = 1 for one of six.
-    lists = [[0], [0]]
-    tied = evaluate_retrieval(
-        torch.ones(2, 2), gallery=torch.ones(6, 2), relevant=lists, ks=(1,), metrics=("recall", "mrr")
-    )
-    assert tied.mean["recall@1"] == pytest.approx(1 / 6)
-    assert tied.mean["mrr"] == pytest.approx(sum(1 / j for j in range(1, 7)) / 6)
-    # A relevant item whose score is not positive, as cosines are, is none for its average precision and rank.
-    gallery = torch.tensor([[-0.5, 1.0, 0.0], [-1.0, 0.0, 0.0]])
-    negative = evaluate_retrieval(x[:1], gallery=gallery, relevant=[[0]], ks=(), metrics=("map", "mrr"))
-    assert negative.mean == {"map": 1.0, "mrr": 1.0}
 
 
 # --- scikit-learn -----------------------------------------------------------------------------------------------------
@@ -229,23 +179,3 @@ def test_ranx():
             assert found[name] == pytest.approx(theirs[RANX_NAMES.get(name, name)], abs=1e-5), name
             values[name].append(found[name])
     assert all(len(set(np.round(of_name, 6))) > 1 for of_name in values.values())
-
-
-def test_where_ranx_is_not_right():
-    # The order in which equal scores are written decides there: a reciprocal rank of 1/2 or 1 for the same query.
-    gallery = torch.ones(2, 2)
-    for order in ([0], [1]):
-        result = evaluate_retrieval(torch.ones(1, 2), gallery=gallery, relevant=[order], ks=(), metrics=("mrr",))
-        assert result.mean["mrr"] == pytest.approx(0.75)
-
-
-# --- OpenMetricLearning -----------------------------------------------------------------------------------------------
-
-
-def test_where_open_metric_learning_is_not_right():
-    # Precision is NaN without a relevant item, and cmc and map read 1.0 if nothing was retrieved.
-    nothing = torch.zeros(1, 5, dtype=torch.bool)
-    assert float(precision_at(nothing, 5)) == float(reciprocal_rank(nothing)) == 0.0
-    assert float(average_precision(nothing, torch.tensor([3]))) == 0.0
-    # map@5 is 1.0 with one of ten relevant items found.
-    assert float(average_precision(torch.tensor([[True] + [False] * 4]), torch.tensor([10]))) == pytest.approx(0.1)
