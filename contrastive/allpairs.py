@@ -67,7 +67,7 @@ class AllPairs:
         if threshold is not None and math.isnan(threshold):
             raise InputError(f"{function}: threshold is {threshold}, expected a score")
         self.function, self.metric, self.threshold = function, metric, threshold
-        self.rows, _ = neighbours.prepared(function, rows, rows, metric, rows.dtype)
+        self.rows, _ = neighbours.prepared(function, rows, rows, metric, neighbours.precision(rows))
         self.classes = None if classes is None else classes.to(rows.device)
         self._filter: Codes | None = None
         self._index = None

@@ -29,6 +29,7 @@ from contrastive.neighbours import (
     as_rows,
     in_order_of_ids,
     own_rows,
+    precision,
     refuse_others,
     rows_in_order,
 )
@@ -245,4 +246,4 @@ class Gallery:
         refuse_others(
             f"Gallery.{function}", (name, checked.shape, checked.device), ("the gallery", mine.shape, mine.device)
         )
-        return checked.to(mine.dtype)
+        return checked if precision(checked) == precision(mine) else checked.to(precision(mine))

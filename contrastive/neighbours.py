@@ -1,9 +1,10 @@
 """The nearest rows of a gallery: what `contrastive.retrieval` and `contrastive.gallery` search with.
 
 Queries come in strips and galleries in blocks, so that memory is bounded beyond the rows themselves; rows that are
-memory-mapped are read a block at a time.
+memory-mapped are read a block at a time. Rows in half precision stay as they are until they are read.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -35,7 +36,9 @@ __all__ = [
     "filled_up",
     "in_order_of_ids",
     "own_rows",
+    "precision",
     "prepared",
+    "raised",
     "refuse_backend",
     "refuse_others",
     "rows_in_order",
@@ -118,7 +121,7 @@ class Space:
         if metric == "euclidean" and centre is None:
             parts = torch.split(gallery, max(1, BLOCK // gallery.shape[1]))
             total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
-            centre = (total / len(gallery)).to(gallery.dtype)
+            centre = (total / len(gallery)).to(precision(gallery))
         return cls(metric, dtype, centre, _longest(gallery, centre))
 
     def fits(self, function: str, queries: Tensor) -> None:
@@ -145,16 +148,25 @@ class Space:
         return scale * (1.01 * (x.shape[1] + 32) * torch.finfo(self.dtype).eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.metric == "cosine":
-            return unit_rows(x).to(self.dtype)
-        return (x if self.centre is None else x - self.centre.to(x.dtype)).to(self.dtype).contiguous()
+        if self.metric == "inner_product":
+            return x.to(self.dtype).contiguous()
+        placed = torch.empty(x.shape, dtype=self.dtype, device=x.device)
+        step = max(1, BLOCK // x.shape[1])  # a whole gallery in one go would take several times its memory
+        for part, place in zip(torch.split(x, step), torch.split(placed, step), strict=True):
+            place.copy_(unit_rows(part) if self.metric == "cosine" else _less(part, self.centre))
+        return placed
+
+
+def _less(x: Tensor, centre: Tensor | None) -> Tensor:
+    x = raised(x)
+    return x if centre is None else x - centre.to(x.dtype)
 
 
 def _longest(x: Tensor, centre: Tensor | None) -> float:
     """The norm of the longest row, less the centre."""
     longest = 0.0
     for part in torch.split(x, max(1, BLOCK // x.shape[1])):  # a mapped file is no array in memory
-        centred = part if centre is None else part - centre.to(part.dtype)
+        centred = _less(part, centre)
         longest = max(longest, float(torch.linalg.vector_norm(centred, dim=1, dtype=torch.float64).max()))
     return longest
 
@@ -192,7 +204,7 @@ class Target:
         space: Space | None = None,
     ) -> None:
         self.by, factory = _chosen(function, rows, backend)
-        dtype = torch.float32 if self.by != "torch" or factory is not None else rows.dtype
+        dtype = torch.float32 if self.by != "torch" or factory is not None else precision(rows)
         self.rows, self.metric = rows, metric
         self.space = Space.of(function, rows, metric, dtype) if space is None else space
         self.blocks = _gallery_blocks(rows)
@@ -242,7 +254,7 @@ class Target:
         if self._kept is not None:
             return self._kept
         y = self.space(self.rows[first:end])
-        found = y, y.square().sum(1) if self.metric == "euclidean" else None
+        found = y, _squares(y) if self.metric == "euclidean" else None
         if len(self.blocks) == 1:
             self._kept = found
         return found
@@ -273,6 +285,10 @@ def _sample(rows: Tensor) -> Tensor:
         return rows
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count].sort().values
     return rows[chosen.to(rows.device)]
+
+
+def _squares(x: Tensor) -> Tensor:
+    return torch.cat([part.square().sum(1) for part in torch.split(x, max(1, BLOCK // x.shape[1]))])
 
 
 def _gallery_blocks(rows: Tensor) -> list[tuple[int, int]]:
@@ -571,17 +587,22 @@ def own_rows(
 
 
 def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
-    """The check of embeddings at the public boundary: a finite tensor [rows, dim] of float32 or float64, cut off."""
+    """The check of embeddings at the public boundary: a finite tensor [rows, dim], cut off; half precision stays."""
     if isinstance(x, np.ndarray):
         if x.dtype.kind != "f" or x.dtype.itemsize > 8:
             raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
-        # A copy where torch cannot share: foreign byte order, negative strides, read-only memory.
-        x = torch.from_numpy(np.require(x, dtype=x.dtype.newbyteorder("="), requirements=["C", "W"]))
+        # A copy where torch cannot share: foreign byte order, negative strides.
+        x = np.require(x, dtype=x.dtype.newbyteorder("="), requirements=["C"])
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # read-only memory, such as a mapped file: nothing writes to it
+            x = torch.from_numpy(x)
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
     if x.ndim != 2 or 0 in x.shape:
         raise InputError(f"{function}: {name} has shape {tuple(x.shape)}, expected [rows, dim], neither of them 0")
-    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    x = x.detach()
     step = max(1, BLOCK // x.shape[1])  # a memory map is read a block at a time
     finite = torch.cat([torch.isfinite(part).all(1) for part in torch.split(x, step)])
     if not bool(finite.all()):
@@ -593,6 +614,16 @@ def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
             + (f" (then {more})" if more else "")
         )
     return x
+
+
+def precision(x: Tensor) -> torch.dtype:
+    """In which rows are computed with: their own, but float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def raised(x: Tensor) -> Tensor:
+    """Rows as they are computed with, see `precision`."""
+    return x.to(precision(x))
 
 
 def refuse_others(
@@ -620,17 +651,18 @@ def refuse_others(
 def as_pair(
     function: str, queries: Rows, gallery: Rows, names: tuple[str, str]
 ) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, "gallery dim"]]:
-    """Two sets of embeddings, of one width, device and precision (the wider of the two)."""
+    """Two sets of embeddings, of one width, device and `precision` (the wider of the two)."""
     x = as_rows(function, names[0], queries)
     y = x if gallery is queries else as_rows(function, names[1], gallery)
     refuse_others(function, (names[0], x.shape, x.device), (names[1], y.shape, y.device))
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    x = x.to(dtype)
-    return x, (x if gallery is queries else y.to(dtype))
+    if precision(x) == precision(y):
+        return x, y
+    return x.double(), y.double()
 
 
 def unit_rows(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     """Rows of length 1, zero rows left at zero; scaled first, so that no square overflows or underflows."""
+    x = raised(x)
     largest = x.abs().amax(1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -684,7 +716,7 @@ def filled_up(x: Tensor, multiple: int) -> Tensor:
 def _chosen(function: str, x: Tensor, backend: str) -> tuple[Literal["torch", "faiss", "filter"], str | None]:
     """Who searches exactly, and the description of an index if one is to search approximately."""
     if backend == "auto":
-        if x.device.type != "cpu" or x.dtype != torch.float32 or not _faiss.safe_by_default():
+        if x.device.type != "cpu" or precision(x) != torch.float32 or not _faiss.safe_by_default():
             return "torch", None
         return "faiss" if _faiss.gpu_count() else "filter", None
     refuse_backend(function, backend)

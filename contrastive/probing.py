@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive.errors import InputError
-from contrastive.retrieval import RANKING_BLOCK, Backend, Labels, Rows, as_pair, label_ids, search
+from contrastive.retrieval import RANKING_BLOCK, Backend, Labels, Rows, as_pair, label_ids, raised, search
 
 __all__ = ["cluster_accuracy", "knn_accuracy", "knn_vote", "linear_accuracy", "mlp_accuracy"]
 
@@ -249,7 +249,7 @@ def _checked(
     function: str, train: Rows, train_labels: Labels, test: Rows, test_labels: Labels
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The rows on their device, the classes on the CPU."""
-    x, queries = as_pair(function, train, test, ("train", "test"))
+    x, queries = map(raised, as_pair(function, train, test, ("train", "test")))
     classes, truth = label_ids(
         function, ("train_labels", train_labels, len(x)), ("test_labels", test_labels, len(queries))
     )

@@ -39,7 +39,9 @@ from contrastive.neighbours import (
     filled_up,
     in_order_of_ids,
     own_rows,
+    precision,
     prepared,
+    raised,
     rows_in_order,
     similarity,
     unit_rows,
@@ -63,6 +65,7 @@ __all__ = [
     "evaluate_retrieval",
     "instance_recall",
     "label_ids",
+    "raised",
     "search",
     "similarity",
     "unit_rows",
@@ -298,7 +301,7 @@ def instance_recall(
     ks, _ = fitting_ks(name, ks, len(y))
     if not ks:
         raise InputError(f"{name}: ks is empty, expected at least one k")
-    x, y = prepared(name, x, y, metric, x.dtype)
+    x, y = prepared(name, x, y, metric, precision(x))
     higher = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     equal = torch.zeros_like(higher)
     side = even_width(len(y), 1024)  # of products of one shape, or equal rows need not score the same

@@ -36,6 +36,8 @@ from contrastive.neighbours import (
     Target,
     as_rows,
     own_rows,
+    precision,
+    raised,
     refuse_others,
 )
 from contrastive.ranking import in_order
@@ -65,7 +67,7 @@ class Shard:
     def __init__(self, rows: Rows, *, ids: Int64[Tensor, " rows"] | None = None, group: Group = None) -> None:
         self.group = group
         x, numbers = together(lambda: _checked(rows, ids), group)
-        parts = of_all((len(x), (x.shape[1], x.dtype), numbers is not None), group)
+        parts = of_all((len(x), (x.shape[1], precision(x)), numbers is not None), group)
         self.lengths = [length for length, _, _ in parts]
         if len({kind for _, kind, _ in parts}) > 1:
             raise InputError("Shard: rows are of different widths or dtypes on the ranks, expected the same")
@@ -89,16 +91,16 @@ class Shard:
         counts = counts[order]
         in_order = len(counts) == len(x) and bool((counts.diff() == 1).all())
         self.rows = x if in_order else x[counts]  # a memory map stays one
-        self.shape, self.dtype, self.device = torch.Size((len(self.ids), x.shape[1])), x.dtype, x.device
+        self.shape, self.dtype, self.device = torch.Size((len(self.ids), x.shape[1])), precision(x), x.device
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, places: Int64[Tensor, " some"]) -> Float[Tensor, "some dim"]:
         """Rows by their place among all, in the order of ids. Every rank must ask for the same."""
-        found = self.rows.new_zeros(len(places), self.shape[1])
+        found = torch.zeros(len(places), self.shape[1], dtype=self.dtype, device=self.device)
         here = self.held(places)
-        found[here >= 0] = self.rows[here[here >= 0]]
+        found[here >= 0] = raised(self.rows[here[here >= 0]])
         return sum_over_ranks(found, self.group)
 
     def held(self, places: Int64[Tensor, " some"]) -> Int64[Tensor, " some"]:
@@ -156,7 +158,6 @@ def _checked(rows: Rows, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
             raise InputError(
                 f"Shard: rows have dtype {x.dtype} and shape {tuple(x.shape)}, expected floats [rows, dim]"
             )
-        x = x if x.dtype == torch.float64 else x.float()
     if ids is None:
         return x, None
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.shape != x.shape[:1]:
@@ -419,4 +420,4 @@ def as_queries(function: str, queries: Shard | Rows, gallery: Shard) -> Shard | 
         if x.dtype != gallery.dtype:
             raise InputError(f"{function}: queries are {x.dtype} and the gallery {gallery.dtype}, expected one dtype")
         return x
-    return x.to(gallery.dtype)
+    return x if precision(x) == gallery.dtype else x.to(gallery.dtype)

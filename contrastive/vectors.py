@@ -1,14 +1,24 @@
-"""Embeddings and labels from files: .npy, .npz, .safetensors, .parquet and .pt, never by running a pickle."""
+"""Embeddings and labels from files: .npy, .npz, .safetensors, .parquet and .pt, never by running a pickle.
+
+Embeddings that are larger than the memory are mapped. A table, or an archive that is compressed, cannot be: it is
+unpacked into a temporary file first, part by part, and that file is mapped.
+"""
 
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive.errors import InputError
@@ -18,6 +28,10 @@ __all__ = ["read", "read_labels", "read_names", "read_relevant"]
 Labels = Tensor | list[str] | list[list[str]] | list[list[int]]
 
 _SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", ".pt")
+# Bytes of an array from which on it is unpacked into a file, and what is unpacked at a time: bytes, or rows of a table.
+_LARGE = 2**26
+_BYTES, _ROWS = 2**22, 2**11
+_FLOATS = {"halffloat": np.float16, "float": np.float32, "double": np.float64}  # as a table calls them
 
 
 def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
@@ -28,7 +42,9 @@ def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
 
     Arguments:
         path: of the file.
-        mapped: leave the embeddings of a .npy, .safetensors or .pt file on the disk until they are looked at.
+        mapped: leave the embeddings on the disk until they are looked at. Those of a .parquet or a compressed .npz file
+            are unpacked into the folder of temporary files (TMPDIR), where they take their whole size until they are
+            no longer used.
 
     Returns:
         Embeddings ``[n, d]``, and labels or None.
@@ -37,9 +53,12 @@ def read(path: Path, *, mapped: bool = False) -> tuple[Tensor, Labels | None]:
         InputError: for a file that cannot be read, is of another kind, or would run code.
     """
     arrays = _arrays(path, mapped=mapped)
-    named = [arrays[key] for key in ("embeddings", "embedding", "features", "") if key in arrays]
-    found = named or [array for array in arrays.values() if isinstance(array, Tensor) and array.ndim == 2]
-    if len(found) == 0 or (not named and len(found) > 1):
+    named = [key for key in ("embeddings", "embedding", "features", "") if key in arrays]
+    if named:
+        found = [arrays[named[0]]]
+    else:
+        found = [array for array in arrays.values() if isinstance(array, Tensor) and array.ndim == 2]
+    if len(found) != 1:
         raise InputError(
             f"{path} holds {', '.join(arrays) or 'nothing'}: expected a two-dimensional array 'embeddings'"
         )
@@ -152,24 +171,57 @@ def _graded(items: Any) -> dict[int, float]:
     return dict.fromkeys(items, 1.0)
 
 
+class _Arrays(Mapping[str, Any]):
+    """What a file holds, by name: read when it is asked for."""
+
+    def __init__(self, path: Path, read: Mapping[str, Callable[[], Any]]) -> None:
+        self._path, self._read = path, read
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._read
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __getitem__(self, key: str) -> Any:
+        with _readable(self._path):
+            return self._read[key]()
+
+
 def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
     """What a file holds, by name; an unnamed array is called ''."""
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    try:
+    with _readable(path):
         if path.suffix == ".npy":
             # "c": memory that may be written to, as torch asks, and never is.
             return {"": _array(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))}
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: _array(archive[key]) for key in archive.files}
+                return _Arrays(path, {key: partial(_member, path, key, mapped) for key in archive.files})
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         if path.suffix == ".parquet":
-            return _parquet(path)
+            names = _parquet_file(path).schema_arrow.names
+            return _Arrays(path, {name: partial(_parquet_column, path, name, mapped) for name in names})
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if isinstance(loaded, Tensor):
+        return {"": loaded}
+    if isinstance(loaded, dict):
+        return {str(key): value for key, value in loaded.items()}
+    raise InputError(f"{path} holds a {type(loaded).__name__}, expected a tensor or a dict of tensors")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what a reader says of a file into one sentence."""
+    try:
+        yield
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -180,20 +232,93 @@ def _arrays(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
         # Every reader has exceptions of its own for a damaged file, and none of them is a defect of ours.
         reason = str(error).strip().splitlines()
         raise InputError(f"{path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
-    if isinstance(loaded, Tensor):
-        return {"": loaded}
-    if isinstance(loaded, dict):
-        return {str(key): value for key, value in loaded.items()}
-    raise InputError(f"{path} holds a {type(loaded).__name__}, expected a tensor or a dict of tensors")
 
 
-def _parquet(path: Path) -> dict[str, Tensor | list[Any]]:
+def _unpacked(parts: Iterable[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Numbers in a temporary file, mapped: the file is gone when they are.
+
+    Arguments:
+        parts: their bytes, in order.
+        dtype: of the numbers.
+    """
+    with tempfile.TemporaryFile(prefix="kpair-") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        return np.memmap(file, dtype, mode="c")
+
+
+def _member(path: Path, key: str, mapped: bool) -> Tensor | list[str]:
+    """An array of an archive, mapped where it is large."""
+    found = _mapped_member(path, f"{key}.npy") if mapped else None
+    if found is None:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = archive[key]
+    return _array(found)
+
+
+def _mapped_member(path: Path, name: str) -> NDArray[Any] | None:
+    """A large array of numbers: where it lies in the archive if it is not compressed, else unpacked."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        if name not in archive.NameToInfo or archive.getinfo(name).file_size < _LARGE:
+            return None
+        info = archive.getinfo(name)
+        with archive.open(info) as member:
+            read_header = headers.get(np.lib.format.read_magic(member))
+            shape, fortran, dtype = read_header(member) if read_header is not None else ((), False, np.dtype(object))
+            if fortran or dtype.kind != "f":
+                return None
+            if info.file_size - member.tell() != int(np.prod(shape)) * dtype.itemsize:
+                raise ValueError(f"{name} is damaged")
+            file_header = struct.Struct("<26xHH")
+            file.seek(info.header_offset)
+            offset = info.header_offset + file_header.size + sum(file_header.unpack(file.read(file_header.size)))
+            offset += member.tell()
+            if info.compress_type == zipfile.ZIP_STORED and offset % dtype.itemsize == 0:
+                return np.memmap(path, dtype, mode="c", offset=offset, shape=shape)
+            return _unpacked(iter(partial(member.read, _BYTES), b""), dtype).reshape(shape)
+
+
+def _parquet_file(path: Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"{path}: parquet needs pyarrow: pip install 'kpair[parquet]'") from None
-    table = parquet.read_table(path, memory_map=True)
-    return {name: _column(path, name, table[name].combine_chunks()) for name in table.column_names}
+    return parquet.ParquetFile(path, memory_map=True)
+
+
+class _Irregular(Exception):
+    """A column is no matrix."""
+
+
+def _parquet_column(path: Path, name: str, mapped: bool) -> Tensor | list[Any]:
+    """A column of a table, mapped where it is a large matrix."""
+    with _parquet_file(path) as file:
+        kind = getattr(file.schema_arrow.field(name).type, "value_type", None)
+        if mapped and str(kind) in _FLOATS and _size_of_column(file.metadata, name) >= _LARGE:
+            with suppress(_Irregular):  # of which more is said below
+                found = _unpacked(_matrices(path, name, file), np.dtype(_FLOATS[str(kind)]))
+                return torch.from_numpy(found.reshape(file.metadata.num_rows, -1))
+        return _column(path, name, file.read(columns=[name])[name].combine_chunks())
+
+
+def _size_of_column(metadata: Any, name: str) -> int:
+    """Its bytes when it is no longer compressed."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
+
+
+def _matrices(path: Path, name: str, file: Any) -> Iterator[NDArray[Any]]:
+    """Some rows of a column after the others."""
+    width: int | None = None
+    for batch in file.iter_batches(_ROWS, columns=[name]):
+        rows = None if batch.column(0).null_count else _column(path, name, batch.column(0))
+        if not isinstance(rows, Tensor) or width not in (None, rows.shape[1]):
+            raise _Irregular
+        width = rows.shape[1]
+        yield rows.numpy()
 
 
 def _column(path: Path, name: str, column: Any) -> Tensor | list[Any]:

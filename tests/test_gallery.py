@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from contrastive import _faiss, neighbours, vectors
 from contrastive.errors import InputError
@@ -136,3 +136,20 @@ def test_a_damaged_file_is_refused(tmp_path):
     path.write_bytes(content.replace(b"IwFl", b"XXXX"))  # the kind of the index
     with pytest.raises(InputError, match="its index is damaged"):
         Gallery.load(path)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_in_half_precision_stay_as_they_are(tmp_path, metric):
+    x, y, more = torch.randn(9, 8), torch.randn(50, 8).half(), torch.randn(10, 8).half()
+    gallery, wide = Gallery(y, metric=metric), Gallery(y.float(), metric=metric)
+    for one, rows in ((gallery, more), (wide, more.float())):
+        one.add(rows)
+    gallery.save(tmp_path / "half.safetensors")
+    assert load_file(tmp_path / "half.safetensors")["embeddings"].dtype == torch.float16
+    expected = wide.search(x, 5)  # queries are not rounded to the gallery's precision
+    for found in (gallery.search(x, 5), Gallery.load(tmp_path / "half.safetensors").search(x, 5)):
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.scores, expected.scores)
+    gallery.add(x)
+    assert torch.equal(gallery.search(x, 1).ids.flatten(), torch.arange(60, 69)) or metric == "inner_product"
+    assert gallery.search(x.double(), 5).scores.dtype == torch.float32

@@ -258,6 +258,32 @@ def test_half_precision_is_raised(dtype):
     assert torch.equal(half.scores, full.scores)
 
 
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@metrics
+@backends
+def test_half_precision_beside_another(backend, metric, other):
+    x, y = torch.randn(20, 8, dtype=torch.float64).to(other), torch.randn(40, 8).half()
+    labels = torch.arange(40) % 4
+    wide = torch.promote_types(other, torch.float32)
+    ranking, expected = (search(x, rows, 5, metric=metric, backend=backend) for rows in (y, y.to(wide)))
+    assert ranking.scores.dtype == (torch.float32 if backend == "faiss" else wide)
+    assert torch.equal(ranking.ids, expected.ids)
+    assert torch.equal(ranking.scores, expected.scores)
+    options = {"gallery_labels": labels, "metric": metric, "backend": backend, "ks": (1, 3)}
+    found, of_wide = (evaluate_retrieval(x, labels[:20], gallery=rows, **options).mean for rows in (y, y.to(wide)))
+    assert found == of_wide
+    assert instance_recall(x, y, metric=metric).mean == instance_recall(x, y.to(wide), metric=metric).mean
+
+
+def test_read_only_arrays_are_not_copied(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert retrieval.as_rows("test", "rows", mapped).data_ptr() == mapped.ctypes.data
+    for metric in METRICS:
+        assert torch.equal(search(mapped, mapped, 3, metric=metric).ids, search(x, x, 3, metric=metric).ids)
+
+
 @metrics
 def test_autocast_changes_nothing(metric):
     x, y = torch.randn(40, 32), torch.randn(60, 32)
@@ -556,12 +582,7 @@ def test_an_index_that_cannot_be_is_refused():
             search(x, x, 1, backend=factory)
 
 
-@needs_faiss
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["a DataLoader", "a process"])
-def test_a_forked_child_does_not_hang(way):
-    # FAISS' threads do not survive a fork; a child that waited for them would wait forever.
-    code = """
+FORKED = """
 import sys
 import torch
 from contrastive import search
@@ -574,24 +595,43 @@ class Neighbours:
     def __len__(self):
         return 8
     def __getitem__(self, i):
-        return search(x[i:i + 1].repeat(300, 1), x, 5, backend="faiss").ids[0, 0]
+        return search(x[300 * i:300 * i + 300], x, 5, backend=backend).ids
 
 def child():
-    sys.exit(0 if int(Neighbours()[3]) == 3 else 1)
+    sys.exit(0 if torch.equal(Neighbours()[3], expected[900:1200]) else 1)
 
-search(x, x, 5, backend="faiss")
-if sys.argv[1] == "a process":
+way, backend = sys.argv[1:]
+expected = search(x, x, 5, backend=backend).ids  # by two threads
+if way == "a process":
     process = torch.multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(60)
     print(process.exitcode)
     process.kill()
 else:
-    found = torch.cat(list(DataLoader(Neighbours(), 2, num_workers=2, multiprocessing_context="fork")))
-    print(0 if found.tolist() == [*range(8)] else 1)
+    loader = DataLoader(Neighbours(), None, num_workers=2, multiprocessing_context="fork")
+    found = torch.cat(list(loader))
+    again = search(x, x, 5, backend=backend).ids
+    print(0 if torch.equal(found, expected[:2400]) and torch.equal(again, expected) else 1)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "backend"),
+    [
+        ("a DataLoader", "auto"),
+        ("a DataLoader", "torch"),
+        pytest.param("a DataLoader", "faiss", marks=needs_faiss),
+        # Where FAISS is not loaded torch hangs in a process that is no worker of a DataLoader, whatever it computes.
+        pytest.param("a process", "auto", marks=needs_faiss),
+        pytest.param("a process", "faiss", marks=needs_faiss),
+    ],
+)
+def test_a_forked_child_does_not_hang(way, backend):
+    # The threads of OpenMP do not survive a fork; a child that waited for them would wait forever.
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-W", "ignore", "-c", code, way]
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, way, backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 

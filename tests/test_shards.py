@@ -148,6 +148,19 @@ def test_a_single_shard_is_the_whole():
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_rows_in_half_precision_are_computed_with_in_float32(metric):
+    x = torch.randn(40, 8).half()
+    half, wide = Shard(x), Shard(x.float())
+    assert half.rows.dtype == torch.float16
+    assert torch.equal(half[torch.tensor([3, 1])], wide[torch.tensor([3, 1])])
+    queries = torch.randn(5, 8)  # not rounded to half
+    for of_half, of_wide in ((half, wide), (queries, queries), (queries.half(), queries.half().float())):
+        found, expected = search(of_half, half, 7, metric=metric), search(of_wide, wide, 7, metric=metric)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_scores_are_those_of_pairs(metric):
     rows = many()
     found = search(rows[:150:50], Shard(rows), 40, metric=metric)

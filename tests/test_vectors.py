@@ -1,14 +1,19 @@
 """Embeddings from files, without running a pickle."""
 
+import contextlib
+import itertools
 import pickle
+import tempfile
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from contrastive import vectors
 from contrastive.errors import InputError
-from contrastive.vectors import read, read_labels, read_relevant
+from contrastive.vectors import read, read_labels, read_names, read_relevant
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 1, 2**30])
@@ -212,3 +217,112 @@ def test_mapped_files_are_not_read_as_a_whole(tmp_path, write, monkeypatch):
     assert after - before < 40_000
     embeddings[0] = 1.0  # never reaches the file
     assert not bool(read(path)[0].any())
+
+
+def npz_compressed(path):
+    np.savez_compressed(path, embeddings=X, labels=Y)
+
+
+def parquet_of_lists(path):
+    """Not compressed, of several groups of rows."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"label": Y, "embedding": list(X)})
+    parquet.write_table(table, path, compression="none", row_group_size=7)
+
+
+class TestLargeFiles:
+    """Arrays that are not read into memory: what they hold is what they held."""
+
+    @pytest.fixture(autouse=True)
+    def large(self, monkeypatch):
+        monkeypatch.setattr(vectors, "_LARGE", 1)
+        monkeypatch.setattr(vectors, "_BYTES", 100)
+        monkeypatch.setattr(vectors, "_ROWS", 5)
+        monkeypatch.setattr("test_vectors.Y", np.arange(23))
+
+    @pytest.mark.parametrize(
+        ("write", "dtype"),
+        [
+            *itertools.product([npy, npz, npz_compressed, parquet, parquet_of_lists], ["f2", "f4", "f8"]),
+            *itertools.product([npy, npz, npz_compressed], [">f4"]),  # tables have the byte order of the machine
+        ],
+        ids=lambda value: getattr(value, "__name__", value),
+    )
+    def test_what_they_hold(self, tmp_path, write, dtype, monkeypatch):
+        monkeypatch.setattr("test_vectors.X", np.random.default_rng(0).normal(size=(23, 3)).astype(dtype))
+        path = tmp_path / f"x.{write.__name__.split('_')[0]}"
+        write(path)
+        temporary = tempfile.TemporaryFile
+        files = []
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **names: files.append(1) or temporary(**names))
+        embeddings, labels = read(path, mapped=True)
+        assert embeddings.numpy().dtype == X.dtype.newbyteorder("=")
+        assert np.array_equal(embeddings.numpy(), X)
+        assert labels is None if write is npy else labels.tolist() == Y.tolist()
+        assert len(files) == (write not in (npy, npz))
+        embeddings[0] = 1.0  # never reaches the file
+        assert np.array_equal(read(path)[0].numpy(), X)
+
+    def test_an_archive_that_lies_about_its_length(self, tmp_path):
+        npy(tmp_path / "x.npy")
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:  # what lies behind the array is no part of it
+            archive.writestr("embeddings.npy", (tmp_path / "x.npy").read_bytes().replace(b"(4, 3)", b"(9, 3)"))
+            archive.writestr("other", bytes(200))
+        with pytest.raises(InputError, match=r"cannot be read: embeddings\.npy is damaged"):
+            read(tmp_path / "x.npz", mapped=True)
+
+    def test_columns_of_an_archive_in_another_order(self, tmp_path):
+        np.savez(tmp_path / "x.npz", labels=Y[:4], embeddings=np.asfortranarray(X))
+        assert np.array_equal(read(tmp_path / "x.npz", mapped=True)[0].numpy(), X)
+
+    def test_an_array_that_begins_at_an_odd_byte(self, tmp_path):
+        np.savez(tmp_path / "x.npz", other=np.zeros(3, np.int8), embeddings=X)
+        assert np.array_equal(read(tmp_path / "x.npz", mapped=True)[0].numpy(), X)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([[1.0, 2.0]] * 6 + [[1.0]], "expected floats"),
+            ([[1.0, 2.0]] * 5 + [[1.0]] * 5, "expected floats"),
+            ([[1.0, 2.0]] * 6 + [None], "embedding is missing in 1 rows, the first is row 6"),
+            ([[1.0, 2.0]] * 6 + [[1.0, None]], "embedding has missing numbers in its lists"),
+        ],
+    )
+    def test_a_table_that_holds_no_matrix(self, tmp_path, rows, message):
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"embedding": rows}), tmp_path / "x.parquet")
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "x.parquet", mapped=True)
+
+    def test_labels_and_names_do_not_read_the_embeddings(self, tmp_path, monkeypatch):
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+        from pyarrow import parquet
+
+        names = [*"abcd"]
+        parquet.write_table(
+            pyarrow.table({"embedding": list(X), "label": Y[:4], "name": names}), tmp_path / "x.parquet"
+        )
+        np.savez(tmp_path / "x.npz", embeddings=X, labels=Y[:4], names=np.array(names))
+        read_of = []
+        column, member = vectors._parquet_column, vectors._member
+        monkeypatch.setattr(vectors, "_parquet_column", lambda p, n, m: read_of.append(n) or column(p, n, m))
+        monkeypatch.setattr(vectors, "_member", lambda p, n, m: read_of.append(n) or member(p, n, m))
+        for name in ("x.parquet", "x.npz"):
+            assert read_labels(tmp_path / name).tolist() == Y[:4].tolist()
+            assert read_names(tmp_path / name, within=True) == names
+        assert read_of == ["label", "name", "labels", "names"]
+
+    def test_no_room_for_what_is_unpacked(self, tmp_path, monkeypatch):
+        npz_compressed(tmp_path / "x.npz")
+
+        class Full:
+            def write(self, part):
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **names: contextlib.nullcontext(Full()))
+        with pytest.raises(InputError, match=r"x\.npz cannot be read: .*No space left on device"):
+            read(tmp_path / "x.npz", mapped=True)
