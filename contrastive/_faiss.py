@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch  # noqa: F401  before faiss, see above
+import torch  # before faiss, see above
 from jaxtyping import Float32, Int64, UInt8
 
 from contrastive.errors import InputError
@@ -62,9 +62,17 @@ def _module() -> Any | None:
 
 
 def _guard_children(faiss: Any) -> None:
-    """A forked child has no OpenMP threads and waits for them forever: it works on one, as torch's workers do."""
+    """A forked child has no OpenMP threads and waits for them forever: it works on one, as torch's workers do.
+
+    That is FAISS, and torch, which multiplies for it: MKL keeps a number of threads of its own.
+    """
+
+    def use_one() -> None:
+        faiss.omp_set_num_threads(1)
+        torch.set_num_threads(1)
+
     if hasattr(os, "register_at_fork") and hasattr(faiss, "omp_set_num_threads"):
-        os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
+        os.register_at_fork(after_in_child=use_one)
 
 
 def available() -> bool:
