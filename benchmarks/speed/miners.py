@@ -130,7 +130,8 @@ def measured(work: str, b: int, *, seconds: float, with_memory: bool) -> Iterato
                 continue
             goals = GOALS.get((work, b, ours, peer), [])
             label = peer if setting.precision == "highest" else f"{peer} ({setting.precision})"
-            yield from compared(f"{work}, B = {b}", ours, peer, times, megabytes, goals, label=label)
+            beside = {} if ours in FEWER else megabytes  # another margin than the one that is timed
+            yield from compared(f"{work}, B = {b}", ours, peer, times, beside, goals, label=label)
         if ours in megabytes:
             yield within(work, ours, b, megabytes[ours])
 
