@@ -47,10 +47,13 @@ information, which is not below zero."""
 CHANCE = """TCN's alignment error is a share of the video; a match at random is off by {:.1f} %. Deep CCA's probes read
 what it makes of the left halves: their own pixels are the last row."""
 OTHERS = """The systems' other forms, by the same preset and probes, held against their headline's goal. Nothing was
-tuned for them, and whatever came out is here."""
+tuned for them, and whatever came out is here. Nats are the same bound, whatever trained the scores that it reads. That
+of Deep InfoMax's global form has one column an image, the map that the code is computed from: it is at its cap, and
+the probes gain least."""
 SCHEDULE = """The truth is known, and the value is no bound: it may err to either side. The goal is to be nowhere
 further off than a pilot was (one seed, a separable critic, 2,000 steps a level); it was stated when these runs were
-known. Their critic is a perceptron of both variables, and a separable one is weaker; 500 steps a level."""
+known. Their critic is a perceptron of both variables, 500 steps a level; what a separable one reads is printed by
+`python -m benchmarks.estimators.gaussians --table`."""
 SWAP = f"""How much of the success is the negatives, and how much the critic? Four systems, their own negatives, HCL and
 the 16 hardest, each with their own critic and with a plain inner product: \
 {len(swap.SYSTEMS) * len(swap.MINERS) * len(swap.CRITICS)} cells of {swap.STEPS} steps on {swap.IMAGES:,} images.
