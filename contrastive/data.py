@@ -41,6 +41,7 @@ __all__ = [
     "limit",
     "mnist",
     "omniglot",
+    "stl10",
 ]
 
 
@@ -93,6 +94,7 @@ class ImageData:
             images.
         skipped: unreadable images that were left out, as ``"name: reason"``.
         mirrored: whether an image means the same after a left-right flip.
+        unlabelled: further images without labels, for encoders alone; None where there are none.
     """
 
     name: str
@@ -102,6 +104,7 @@ class ImageData:
     class_disjoint: bool = False
     skipped: tuple[str, ...] = ()
     mirrored: bool = True
+    unlabelled: ImageSplit | None = None
 
 
 def channel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[list[float], list[float]]:
@@ -251,15 +254,43 @@ def cifar10(root: str | os.PathLike[str] | None, *, download: bool = False) -> I
     if absent and _is_file(archive):
         return _cifar10_zip(name, archive)
     if absent and download:
-        from torchvision.datasets.utils import download_url
-
-        with _staging(name, base, CIFAR10.base_folder) as staging:
-            download_url(CIFAR10.url, staging, CIFAR10.filename, CIFAR10.tgz_md5)
-            unpack(staging / CIFAR10.filename, staging, checksum=CIFAR10.tgz_md5)
-            _move(staging / CIFAR10.base_folder, batches, absent)
+        _fetch(name, CIFAR10, base, absent)
     elif absent:
         raise _missing(name, wanted if len(absent) == len(checksums) else f"{CIFAR10.base_folder}/{absent[0]}", base)
     return _cifar10_batches(name, base, batches, checksums)
+
+
+def stl10(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
+    """STL-10: 5,000 + 8,000 colour images of 96 x 96 pixels, and 100,000 without labels to train an encoder on.
+
+    Arguments:
+        root: the folder that holds ``stl10_binary``, as torchvision lays it out.
+        download: whether to fetch the archive of 2.6 GB where files are missing.
+
+    Returns:
+        The data set, with 3 channels. `ImageData.train` and `test` are labelled; `unlabelled` stays in its file of
+        2.8 GB until rows are taken of it.
+
+    Raises:
+        InputError: for a missing, damaged or unreadable file, or a failed download.
+
+    References:
+        | An Analysis of Single-Layer Networks in Unsupervised Feature Learning (Coates et al., 2011)
+        | https://cs.stanford.edu/~acoates/stl10/
+    """
+    from torchvision.datasets import STL10
+
+    name = "stl10"
+    base = _data_root(name, root, STL10.base_folder)
+    files = [file for file, _ in (*STL10.train_list, *STL10.test_list)]
+    absent = [file for file in files if not _is_file(base / STL10.base_folder / file)]
+    if absent and download:
+        _fetch(name, STL10, base, absent)
+    elif absent:
+        raise _missing(
+            name, STL10.base_folder if len(absent) == len(files) else f"{STL10.base_folder}/{absent[0]}", base
+        )
+    return _stl10_binary(name, base / STL10.base_folder)
 
 
 def omniglot(root: str | os.PathLike[str] | None, *, download: bool = False) -> ImageData:
@@ -507,6 +538,47 @@ def _cifar10_zip(name: str, archive: Path) -> ImageData:
     return ImageData(name, every.subset(in_train), every.subset(in_test), tuple(classes))
 
 
+# --- STL-10 -------------------------------------------------------------------------------------------------------
+
+_STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+def _stl10_binary(name: str, folder: Path) -> ImageData:
+    train, test = (
+        _stl10_labelled(name, folder / f"{kind}_X.bin", folder / f"{kind}_y.bin") for kind in ("train", "test")
+    )
+    unlabelled = ImageSplit(_stl10_images(name, folder / "unlabeled_X.bin"), None)
+    return ImageData(name, train, test, _STL10_CLASSES, unlabelled=unlabelled)
+
+
+def _stl10_labelled(name: str, of_images: Path, of_labels: Path) -> ImageSplit:
+    images = _stl10_images(name, of_images).contiguous()
+    try:
+        labels = torch.frombuffer(bytearray(of_labels.read_bytes()), dtype=torch.uint8).long()  # 1 to 10
+    except (OSError, ValueError) as error:
+        raise damaged(name, of_labels, reason_of(error)) from error
+    if len(labels) != len(images):
+        raise damaged(name, of_labels, f"{len(labels)} labels for {len(images)} images")
+    smallest, largest = (int(end) for end in labels.aminmax())
+    if smallest < 1 or largest > len(_STL10_CLASSES):
+        raise damaged(name, of_labels, f"labels {smallest} to {largest}, expected 1 to {len(_STL10_CLASSES)}")
+    return ImageSplit(images, labels - 1)
+
+
+def _stl10_images(name: str, file: Path) -> UInt8[Tensor, "n 3 96 96"]:
+    """The images of a file, which are read when they are looked at; each channel is stored column by column."""
+    size = 3 * 96 * 96
+    try:
+        length = file.stat().st_size
+        if not length or length % size:
+            raise damaged(name, file, f"{length} bytes, expected a multiple of {size}: 3 x 96 x 96 an image")
+        # A private copy is made of a page that somebody writes to; the file is never changed.
+        stored = torch.from_file(str(file), shared=False, size=length, dtype=torch.uint8)
+    except (OSError, RuntimeError) as error:
+        raise damaged(name, file, reason_of(error)) from error
+    return stored.view(-1, 3, 96, 96).transpose(2, 3)
+
+
 # --- files, downloads, zip files ----------------------------------------------------------------------------------
 
 
@@ -547,6 +619,16 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def _fetch(name: str, source: Any, base: Path, absent: Sequence[str]) -> None:
+    """Fetches the archive of torchvision's class `source`, and puts what is absent of its folder where it belongs."""
+    from torchvision.datasets.utils import download_url
+
+    with _staging(name, base, source.base_folder) as staging:
+        download_url(source.url, staging, source.filename, source.tgz_md5)
+        unpack(staging / source.filename, staging, checksum=source.tgz_md5)
+        _move(staging / source.base_folder, base / source.base_folder, absent)
 
 
 @contextmanager

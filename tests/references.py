@@ -489,3 +489,19 @@ def awkward(kind, generator, rows=700):
 
 
 AWKWARD = ["plain", "near duplicates", "one direction", "lengths", "sorted", "tiny", "huge"]
+
+
+def write_stl10(folder, *, train=6, test=3, unlabelled=4):
+    """The published format: an image is red, green, blue; each of them column by column; labels count from 1."""
+    folder.mkdir(parents=True)
+    for number, (kind, count) in enumerate((("train", train), ("test", test), ("unlabeled", unlabelled))):
+        pixels = bytearray()
+        for image in range(count):
+            for channel in range(3):
+                for column in range(96):
+                    for row in range(96):
+                        pixels.append((7 * image + 50 * channel + 2 * row + column + 100 * number) % 256)
+        (folder / f"{kind}_X.bin").write_bytes(bytes(pixels))
+        if kind != "unlabeled":
+            (folder / f"{kind}_y.bin").write_bytes(bytes(image % 10 + 1 for image in range(4, 4 + count)))
+    return folder

@@ -22,9 +22,21 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
+from references import write_stl10
 
 from contrastive import data, pictures
-from contrastive.data import ImageData, ImageSplit, cifar10, digits, fashion_mnist, folder, limit, mnist, omniglot
+from contrastive.data import (
+    ImageData,
+    ImageSplit,
+    cifar10,
+    digits,
+    fashion_mnist,
+    folder,
+    limit,
+    mnist,
+    omniglot,
+    stl10,
+)
 from contrastive.errors import InputError
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 200, 30), (30, 20, 200)
@@ -250,6 +262,7 @@ def test_omniglot_directly_under_the_root(data_root):
         (mnist, ["mnist: no MNIST/raw under"]),
         (fashion_mnist, ["fashion-mnist: no FashionMNIST/raw under"]),
         (cifar10, ["cifar10: no cifar-10-batches-py or cifar10-jpeg.zip under"]),
+        (stl10, ["stl10: no stl10_binary under"]),
         (
             omniglot,
             ["omniglot/images_background_small1.zip and omniglot/images_background_small2.zip", "brendenlake/omniglot"],
@@ -453,6 +466,65 @@ def test_a_foreign_pickle_is_never_loaded(cifar_batches, tmp_path, file):
     assert not trap.exists()
 
 
+def test_stl10_is_read_column_by_column(tmp_path):
+    folder = write_stl10(tmp_path / "stl10_binary", train=7)
+    before = (folder / "unlabeled_X.bin").read_bytes()
+    loaded = check(stl10(tmp_path))
+    for number, (split, count) in enumerate(((loaded.train, 7), (loaded.test, 3), (loaded.unlabelled, 4))):
+        assert split.images.shape == (count, 3, 96, 96)
+        for image, channel, row, column in ((0, 0, 0, 0), (0, 0, 5, 90), (count - 1, 2, 95, 1), (1, 1, 40, 41)):
+            expected = (7 * image + 50 * channel + 2 * row + column + 100 * number) % 256
+            assert int(split.images[image, channel, row, column]) == expected
+    assert loaded.train.labels.tolist() == [4, 5, 6, 7, 8, 9, 0]
+    assert [loaded.classes[label] for label in loaded.test.labels] == ["deer", "dog", "horse"]
+    assert loaded.unlabelled.labels is None
+    assert loaded.mirrored
+    chosen = loaded.unlabelled.subset(torch.tensor([2, 0])).images
+    assert chosen[:, 0, 0, 0].tolist() == [214, 200]
+    loaded.unlabelled.images.fill_(0)  # of this process alone
+    assert (folder / "unlabeled_X.bin").read_bytes() == before
+    assert len(limit(loaded, 3).unlabelled) == 4
+
+
+def test_damaged_files_of_stl10_are_named(tmp_path):
+    folder = write_stl10(tmp_path / "stl10_binary")
+
+    def spoiled(file, content, *told):
+        good = (folder / file).read_bytes()
+        (folder / file).write_bytes(content)
+        message(lambda: stl10(tmp_path), "stl10", folder / file, "delete it", *told)
+        (folder / file).write_bytes(good)
+
+    spoiled("unlabeled_X.bin", bytes(27648 + 1), "27649 bytes, expected a multiple of 27648")
+    spoiled("train_X.bin", b"", "0 bytes")
+    spoiled("test_y.bin", b"")
+    spoiled("test_y.bin", bytes([1, 2]), "2 labels for 3 images")
+    spoiled("test_y.bin", bytes([1, 2, 11]), "labels 1 to 11, expected 1 to 10")
+    spoiled("test_y.bin", bytes([0, 2, 10]), "labels 0 to 10")
+    assert len(stl10(tmp_path).test) == 3
+    (folder / "unlabeled_X.bin").unlink()
+    message(lambda: stl10(tmp_path), "stl10: no stl10_binary/unlabeled_X.bin under")
+
+
+def test_stl10_fetches_its_archive(served, tmp_path, monkeypatch):
+    import tarfile
+
+    from torchvision.datasets import STL10
+
+    source, address = served
+    folder = write_stl10(source / "stl10_binary")
+    with tarfile.open(source / "stl10.tar.gz", "w:gz") as archive:
+        archive.add(folder, "stl10_binary")
+    monkeypatch.setattr(STL10, "url", address + "stl10.tar.gz")
+    root = tmp_path / "root"
+    message(lambda: stl10(root, download=True), "download failed", "stl10_binary")  # not the published archive
+    assert not list(root.iterdir())
+    monkeypatch.setattr(STL10, "tgz_md5", hashlib.md5((source / "stl10.tar.gz").read_bytes()).hexdigest())
+    assert len(stl10(root, download=True).unlabelled) == 4
+    assert [path.name for path in root.iterdir()] == ["stl10_binary"]
+    assert len(stl10(root).train) == 6
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*_, **__):
@@ -461,7 +533,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-@pytest.mark.parametrize("load", [mnist, fashion_mnist, cifar10, omniglot])
+@pytest.mark.parametrize("load", [mnist, fashion_mnist, cifar10, stl10, omniglot])
 def test_a_failed_download_is_one_sentence_and_leaves_nothing(no_network, tmp_path, load):
     root = tmp_path / "new" / "root"
     message(lambda: load(root, download=True), "download failed", "name resolution", root)

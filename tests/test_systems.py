@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from references import write_stl10
 
 from benchmarks import lines, series
 from benchmarks.systems import __main__ as everything
-from benchmarks.systems import amdim_hour, data, pixels, report, results_page, runs, swap, training
+from benchmarks.systems import amdim_hour, cpc, data, pixels, report, results_page, runs, swap, training
 from benchmarks.systems.training import Budget
+from contrastive.data import stl10
 from contrastive.errors import InputError
 
 NEEDED = {
@@ -49,15 +52,63 @@ def test_every_system(system, tmp_path):
     assert system.name in report.text(rows)
 
 
-@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
-def test_the_papers_preset_can_be_built(system):
-    """Nobody trains it here; on the meta device it costs nothing that its parts fit together."""
-    if system.work is not None:
-        return
-    for arm in system.plans["paper"].arms.values():
+@pytest.mark.parametrize("system", [s for s in SYSTEMS.values() if s.work is None], ids=lambda s: s.name)
+def test_the_papers_preset_is_built_for_the_data_it_names(system, monkeypatch):
+    """And maps its images to features. Nobody trains it here; on the meta device it costs nothing."""
+    plan = system.plans["paper"]
+    name = plan.dataset or system.dataset
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # meta has none; it is off here
+    for arm in plan.arms.values():
         with torch.device("meta"):
-            learner = system.build((3, 64, 64), **{**system.plans["paper"].options, **arm})
+            learner = system.build(data.SHAPES[name], **{**plan.options, **arm})
+            for feature in learner.features.values():
+                assert len(feature(torch.zeros(2, *data.SHAPES[name]))) == 2
         assert sum(p.numel() for p in learner.modules.parameters()) > 1e5
+    # No more images than the data set has, less the held-out ones.
+    assert plan.budget.images <= {"cifar10": 45_000, "mnist": 55_000, "stl10": 100_000}[name]
+
+
+def test_cpc_cuts_a_square_out_of_images_without_colour(monkeypatch):
+    """Anywhere while training, in the middle for features."""
+    seen, grid = [], cpc.patch_grid
+    monkeypatch.setattr(cpc, "RandomView", lambda *args, **options: torch.nn.Identity())
+    monkeypatch.setattr(cpc, "patch_grid", lambda images, *given: seen.append(images) or grid(images, *given))
+    learner = cpc.build((3, 20, 24), widths=(4, 8), layers=1, patch=4, stride=2, crop=12, grey=True)
+    place = torch.arange(20 * 24.0).view(1, 1, 20, 24).expand(6, 3, 20, 24) / 480
+    learner.loss(place, torch.arange(6))
+    learner.features["context"](place)
+    trained, judged = ((480 * (each / 4 + 0.5)).round().int() for each in seen)
+    assert trained.shape == judged.shape == (6, 1, 12, 12)
+    assert (judged[:, 0, 0, 0] == 4 * 24 + 6).all()
+    corners = trained[:, 0, 0, 0]
+    assert len(set(corners.tolist())) > 1
+    assert (corners % 24 <= 12).all()
+    assert (trained - corners[:, None, None, None] == judged - judged[0, 0, 0, 0]).all()
+    with pytest.raises(ValueError, match="CPC: got images of 20 x 24 pixels, expected at least 32 a side, the crop"):
+        cpc.build((3, 20, 24), crop=32)
+
+
+def test_images_without_labels_train_the_encoder_and_probes_take_the_labelled(tmp_path, monkeypatch):
+    """STL-10 from files of its format, and a step of CPC's paper preset on them, smaller."""
+    write_stl10(tmp_path / "stl10_binary", train=40, test=10, unlabelled=12)
+    images = data.load("stl10", tmp_path, 10)
+    assert images.shape == data.SHAPES["stl10"]
+    assert [len(part) for part in (images.train, images.held_out, images.test, images.unlabelled)] == [36, 4, 10, 10]
+    whole = stl10(tmp_path)
+    assert torch.equal(images.of_encoder, whole.unlabelled.images[:10])
+    with pytest.raises(InputError, match="stl10: 13 images without labels, but there are 12"):
+        data.load("stl10", tmp_path, 13)
+    plan = cpc.SYSTEM.plans["paper"]
+    budget = dataclasses.replace(plan.budget, batch=4, steps=3, images=10, points=1)
+    smaller = dataclasses.replace(plan, budget=budget, options={**plan.options, "widths": (2, 4, 8)})
+    system, fed = dataclasses.replace(cpc.SYSTEM, plans={"paper": smaller}), []
+    batches = training.Batches
+    monkeypatch.setattr(training, "Batches", lambda images, *a, **k: fed.append(images) or batches(images, *a, **k))
+    words = ["--preset", "paper", "--data-root", str(tmp_path), "--results", str(tmp_path / "lines.jsonl"), "--quiet"]
+    (row,) = runs.perform([system], series.parsed(runs.parser(""), runs.SEEDS, words))
+    assert row["status"] == "ok", row
+    assert row["config"]["data"] == "stl10"
+    assert torch.equal(fed[0], whole.unlabelled.images[:10])
 
 
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):

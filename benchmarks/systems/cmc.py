@@ -135,14 +135,15 @@ SYSTEM = System(
         ),
         "paper": Plan(
             Budget(
+                # The published 240 epochs and their steps of the rate, of the images there are.
                 batch=256,
-                steps=1_200_000,
+                steps=240 * (45_000 // 256),
                 lr=0.03,
                 images=45_000,
                 optimiser="sgd",
                 arguments={"momentum": 0.9, "weight_decay": 1e-4},
                 warmup=0,
-                decay=(0.5, 0.667, 0.833),
+                decay=(1 / 2, 2 / 3, 5 / 6),
             ),
             {"widths": None, "temperature": 0.07, "out": 128, "draws": 16_384, "items": 45_000, "bfloat16": False},
             {"bank, binary": {"binary": True}, "bank, softmax": {}},

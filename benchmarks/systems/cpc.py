@@ -7,7 +7,9 @@ https://arxiv.org/abs/1807.03748
 
 from collections.abc import Callable, Sequence
 
+from kornia.augmentation import RandomCrop
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop, rgb_to_grayscale
 
 from benchmarks.systems.encoders import standardised
 from benchmarks.systems.runs import Blocks, Goal, Plan, System, main
@@ -30,6 +32,8 @@ def build(
     widths: Sequence[int] = (48, 96, 128),
     layers: int = 3,
     below: Sequence[int] = (2, 3),
+    crop: int | None = None,
+    grey: bool = False,
 ) -> Learner:
     """Puts it together.
 
@@ -42,9 +46,21 @@ def build(
         widths: of the encoder of a patch.
         layers: of the context.
         below: how many rows further down is predicted; patches overlap, so 1 would be a copy.
+        crop: side in pixels of the square that is cut out of every image, anywhere while training and in the middle for
+            features; None leaves images whole.
+        grey: whether colour is taken away.
+
+    Raises:
+        ValueError: for images smaller than the crop.
     """
-    view = RandomView(shape[0], zoom=1.3, rotation=0.0, mirror=False, erase=0.0)
-    encoder = patch_encoder(shape[0], widths)
+    if crop is not None and min(shape[1:]) < crop:
+        raise ValueError(
+            f"CPC: got images of {shape[1]} x {shape[2]} pixels, expected at least {crop} a side, the crop"
+        )
+    channels = 1 if grey else shape[0]
+    cut = nn.Identity() if crop is None else RandomCrop((crop, crop))
+    view = RandomView(channels, zoom=1.3, rotation=0.0, mirror=False, erase=0.0)
+    encoder = patch_encoder(channels, widths)
     context = RowContext(widths[-1], layers=layers)
     refuse_batch_norm("CPC", encoder, context)
     critics = [Bilinear(widths[-1]) if critic is None else critic(widths[-1]) for _ in below]
@@ -65,8 +81,14 @@ def build(
         z = encoder(patches.flatten(0, 2))
         return z.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
 
+    def coloured(images: Tensor) -> Tensor:
+        return rgb_to_grayscale(images) if grey else images
+
+    def middle(images: Tensor) -> Tensor:
+        return grid(coloured(images if crop is None else center_crop(images, [crop])))
+
     def loss(images: Tensor, rows: Tensor) -> Tensor:
-        z = grid(view(images))
+        z = grid(view(cut(coloured(images))))
         c = context(z)
         above = {f"context above {k}": c[:, :, :-k] for k in below}
         return total(list(terms), above, {f"patch {k} below": z[:, :, k:] for k in below})
@@ -75,8 +97,8 @@ def build(
         modules=nn.ModuleList([encoder, context, terms]),
         loss=loss,
         features={
-            "context": lambda images: context(grid(images)).mean((2, 3)),
-            "patches": lambda images: grid(images).mean((2, 3)),
+            "context": lambda images: context(middle(images)).mean((2, 3)),
+            "patches": lambda images: middle(images).mean((2, 3)),
         },
     )
 
@@ -112,8 +134,18 @@ SYSTEM = System(
         "smoke": Plan(Budget(batch=16, steps=2, lr=1e-3, images=64, points=1), {"widths": (4, 8), "layers": 1}),
         "quick": Plan(Budget(batch=64, steps=300, lr=1e-3)),
         "paper": Plan(
-            Budget(batch=32, steps=940_000, lr=2e-4, images=95_000, warmup=0, decay=()),
-            {"patch": 16, "stride": 8, "widths": (64, 128, 256), "layers": 4, "below": (2, 3, 4, 5)},
+            # As in Greedy InfoMax's code: 300 epochs of STL-10's images without labels.
+            Budget(batch=32, steps=937_500, lr=2e-4, images=100_000, warmup=0, decay=()),
+            {
+                "crop": 64,
+                "grey": True,
+                "patch": 16,
+                "stride": 8,
+                "widths": (64, 128, 256),
+                "layers": 4,
+                "below": (2, 3, 4, 5, 6),
+            },
+            dataset="stl10",
         ),
     },
     dataset="mnist",

@@ -38,11 +38,14 @@ def pooled(channels: int, widths: Sequence[int] | None, *, bfloat16: bool = True
 
     Arguments:
         channels: of the images.
-        widths: of `strided`; None for a ResNet-18.
+        widths: of `strided`; None for a ResNet-18 of small images: its first convolution is 3 x 3 and skips no pixel,
+            and nothing is pooled after it (SimCLR's and MoCo's on CIFAR-10).
         bfloat16: whether it computes in it.
     """
     if widths is None:
         resnet = Timm("resnet18", channels)
+        resnet.model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        resnet.model.maxpool = nn.Identity()
         return Bfloat16(resnet, enabled=bfloat16), resnet.out_dim
     encoder = nn.Sequential(strided(channels, widths), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Bfloat16(encoder, enabled=bfloat16), widths[-1]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import series
-from benchmarks.systems import data, report
+from benchmarks.systems import report
 from benchmarks.systems.deep_cca import left
 from benchmarks.systems.runs import SEEDS, Blocks, Plan, System, parser, perform
 from benchmarks.systems.training import Budget, Learner
@@ -48,7 +48,7 @@ def pixels_of(name: str, told: str = "", *, images: int = 20_000, **options: boo
     )
 
 
-SYSTEMS = (*map(pixels_of, data.SOURCES), pixels_of("mnist", ", left half", images=50_000, half=True))
+SYSTEMS = (pixels_of("cifar10"), pixels_of("mnist"), pixels_of("mnist", ", left half", images=50_000, half=True))
 
 
 def main(given: list[str] | None = None) -> None:

@@ -128,9 +128,9 @@ def run(
     measure = learner.measure or partial(probed, learner)
     before, curves = {}, {}
     if budget.steps:
-        calibrate(learner, images.train.images)
+        calibrate(learner, images.of_encoder)
         before = measure(images, judged_on)
-        learner.prepare(images.train.images)
+        learner.prepare(images.of_encoder)
         curves = fit(learner, images, budget, seed, tick, keep=keep)
     after = measure(images, judged_on)
     return {
@@ -168,7 +168,7 @@ def fit(
     """
     parameters = [p for p in learner.modules.parameters() if p.requires_grad]
     optimiser = OPTIMISERS[budget.optimiser](parameters, lr=budget.lr, **budget.arguments)
-    batches = Batches(images.train.images, budget.batch, seed=seed)
+    batches = Batches(images.of_encoder, budget.batch, seed=seed)
     every = max(1, budget.steps // budget.points)
     curves: dict[str, list[float]] = {"iteration": [], "loss": []}
     losses: list[float] = []

@@ -48,7 +48,7 @@ def _add_options(parser: ArgumentParser) -> None:
         type=str,
         default="digits",
         metavar="NAME",
-        help="digits | mnist | fashion-mnist | cifar10 | omniglot | folder:PATH",
+        help="digits | mnist | fashion-mnist | cifar10 | stl10 (its labelled images) | omniglot | folder:PATH",
     )
     add(
         "--data-root",

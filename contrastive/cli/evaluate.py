@@ -67,7 +67,7 @@ def _add_options(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="NAME",
-        help="images for --encoder: folder:PATH, digits, mnist, fashion-mnist, cifar10 or omniglot (their test images)",
+        help="images for --encoder: folder:PATH, digits, mnist, fashion-mnist, cifar10, stl10, omniglot (test images)",
     )
     add("--save", type=str | None, default=None, metavar="FILE", help="for --encoder: write its embeddings, as .npz")
     add("--labels", type=str | None, default=None, help="file of labels, one a row; default: 'labels' within the file")

@@ -24,6 +24,7 @@ DATA: dict[str, Callable[..., ImageData]] = {
     "mnist": data.mnist,
     "fashion-mnist": data.fashion_mnist,
     "cifar10": data.cifar10,
+    "stl10": data.stl10,
     "omniglot": data.omniglot,
 }
 
