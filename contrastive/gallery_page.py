@@ -137,11 +137,11 @@ def write_gallery_page(
         "pixelated": pictures.side <= 40,
     }
     means = result.mean if figures is None else figures
+    columns = _columns(result, means)
     page = _template().render(
         title=_shown(title),
-        rows=[(name, _figure(name, value), _interval(result.interval.get(name))) for name, value in means.items()],
-        classes=_class_intervals(result, means),
-        found=_neighbours_found(result, means),
+        headings=["Figure", *columns],
+        rows=list(zip(means, zip(*columns.values(), strict=True), strict=True)),
         notes=[_shown(note, longest=1000) for note in (*notes, *_about(pictures, neighbours))],
         curve=_curve(result),
         confusion=confusion,
@@ -450,15 +450,18 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{100 * ends[0]:.1f}\u2013{_percent(ends[1])}"
 
 
-def _class_intervals(result: RetrievalResult, names: Mapping[str, float]) -> list[str] | None:
-    return [_interval(result.class_interval.get(name)) for name in names] if result.class_interval else None
-
-
-def _neighbours_found(result: RetrievalResult, names: Mapping[str, float]) -> list[str] | None:
-    """Beside every figure that rests on an approximate search, the share of the exact neighbours it found."""
-    if (share := result.index_recall) is None:
-        return None
-    return [_percent(share) if name in result.interval else "" for name in names]
+def _columns(result: RetrievalResult, figures: Mapping[str, float]) -> dict[str, list[str]]:
+    """What is said of every figure, by heading."""
+    columns = {
+        "Value": [_figure(name, value) for name, value in figures.items()],
+        "Over queries": [_interval(result.interval.get(name)) for name in figures],
+    }
+    if result.class_interval:
+        columns["Over classes"] = [_interval(result.class_interval.get(name)) for name in figures]
+    if result.index_recall is not None:  # of those that rest on an approximate search
+        share = _percent(result.index_recall)
+        columns["Neighbours found"] = [share if name in result.interval else "" for name in figures]
+    return columns
 
 
 def _template() -> Any:

@@ -11,7 +11,7 @@ import torch
 from chromium import Browser, find_chromium
 from PIL import Image
 
-from contrastive import gallery_page, thumbnails
+from contrastive import _faiss, gallery_page, thumbnails
 from contrastive.assessment import Assessment
 from contrastive.cli import main
 from contrastive.errors import InputError
@@ -417,6 +417,36 @@ def test_in_a_browser(browser, hostile, width, dark):
     assert visit.broken_images == 0
     for words in ("Worst queries", "Which class is taken for which", "Queries 1 to 50 of 60."):
         assert words in visit.text
+
+
+SCROLLED = """console.log(JSON.stringify(
+  [...document.querySelectorAll('#figures .scroll')].filter(e => e.scrollWidth > e.clientWidth).length))"""
+# Whether the head of the table is seen, and what stands before the cells of its first row.
+HEADINGS = """console.log(JSON.stringify([
+  document.querySelector('.figures thead').getBoundingClientRect().height > 1,
+  [...document.querySelector('.figures tbody tr').cells].map(c => getComputedStyle(c, '::before').content)
+    .filter(text => text !== 'none').map(text => JSON.parse(text).trim()),
+]))"""
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(not _faiss.available(), reason="faiss is not installed")
+@pytest.mark.parametrize("width", [1280, 1000, 390, 320])
+def test_all_of_the_figures_is_seen_without_scrolling(browser, tmp_path, width):
+    embeddings, labels = rows()
+    words = [f"class {label}" for label in labels.tolist()]
+    names = [*metrics_of_page(59), "precision@10", "coverage@10"]
+    assessment = Assessment("test", embeddings, words, metrics=names, backend="HNSW8")
+    result = assessment.result(assessment.parts())
+    write_gallery_page(tmp_path / "p.html", assessment, result, title="test", queries=Items(labels=words))
+    visit = browser.visit(tmp_path / "p.html", width=width, actions=[("run", SCROLLED)])
+    assert visit.messages == ["0"]
+    assert visit.scroll_width == width
+    found = f"{100 * result.index_recall:.1f}\u202f%"
+    assert visit.text.count(found) >= len(names)
+    (headings,) = browser.visit(tmp_path / "p.html", width=width, actions=[("run", HEADINGS)]).messages
+    shown = ["over queries", "over classes", "neighbours found"]
+    assert json.loads(headings) == ([False, shown] if width < 500 else [True, []])
 
 
 @pytest.mark.chromium
