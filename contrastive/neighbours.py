@@ -593,11 +593,7 @@ def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
             raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
         # A copy where torch cannot share: foreign byte order, negative strides.
         x = np.require(x, dtype=x.dtype.newbyteorder("="), requirements=["C"])
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # read-only memory, such as a mapped file: nothing writes to it
-            x = torch.from_numpy(x)
+        x = torch.from_numpy(x) if x.flags.writeable else _read_only(x)
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(f"{function}: {name} has dtype {x.dtype}, expected a floating-point dtype")
     if x.ndim != 2 or 0 in x.shape:
@@ -614,6 +610,13 @@ def as_rows(function: str, name: str, x: Rows) -> Float[Tensor, "rows dim"]:
             + (f" (then {more})" if more else "")
         )
     return x
+
+
+def _read_only(x: NDArray[Any]) -> Tensor:
+    """Memory that must not be written to, such as a mapped file: nothing here does, and torch warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(x)
 
 
 def precision(x: Tensor) -> torch.dtype:

@@ -94,7 +94,7 @@ def test_an_approximate_search_says_so_beside_every_figure(x, capsys):
     page = Path("page.html").read_text(encoding="utf-8")
     assert "Neighbours found" in page
     found = figures()["index_recall"]  # of a deeper search, for the page
-    assert page.count(f"<td>{100 * found:.1f}\u202f%</td>") >= len(figures()["intervals"])
+    assert page.count(f'data-heading="neighbours found">{100 * found:.1f}\u202f%</td>') >= len(figures()["intervals"])
     run(capsys, "x.npz", "--k", "1,5", "--report", "page.html")
     assert "Neighbours found" not in Path("page.html").read_text(encoding="utf-8")
 

@@ -87,7 +87,7 @@ def cases(draw, vectors=tuple(VECTORS)):
     return Case(rows[:queries], rows[queries:], grades, draw(st.integers(1, items)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cases())
 def test_torchmetrics(case):
     theirs = pytest.importorskip("torchmetrics.functional.retrieval", reason="torchmetrics is not installed")
@@ -114,7 +114,7 @@ RANX = {"recall": "hit_rate@{}", "coverage": "recall@{}", "precision": "precisio
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cases())
 def test_ranx(case):
     ranx = pytest.importorskip("ranx", reason="the extra bench is not installed: ranx")
@@ -134,7 +134,7 @@ def test_ranx(case):
         assert float(found[ours][kept].mean()) == pytest.approx(float(theirs[name]), abs=1e-6), ours
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_scikit_learn(case):
     from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, ndcg_score
@@ -231,7 +231,7 @@ def test_the_calculator_among_many_others_that_differ(seed, rows, labels):
         assert found[ours] == pytest.approx(theirs[name], abs=1e-6), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 30), st.sampled_from([*VECTORS]), st.sampled_from([*LABELS]))
 def test_no_order_of_the_data_counts(seed, rows, vectors, labels):
     # What the peers are averaged for above. Every metric is in [0, 1] whatever the input.

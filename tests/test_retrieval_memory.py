@@ -114,7 +114,7 @@ def run(path, metric):
     return search(rows[:64], rows, 5, metric=metric, backend="torch").ids
 
 found = {}
-for metric in ("cosine", "inner_product", "euclidean"):
+for metric in ("cosine", "euclidean"):
     run(sys.argv[1], metric)  # what is imported and kept the first time
     for path in sys.argv[2:]:
         watch, before = Watch(), status("RssAnon")
@@ -144,6 +144,6 @@ def test_a_file_that_is_larger_than_the_memory(tmp_path):
         parquet.write_table(pyarrow.table({"embedding": column}), tmp_path / name, row_group_size=2**16)
     names = ("small.parquet", "single.npy", "half.npy", "archive.npz", "table.parquet")
     found = measured(MAPPED, *(str(tmp_path / name) for name in names))
-    assert len(found) == 12
+    assert len(found) == 8
     for name, peak in found.items():
         assert peak < 16, name
