@@ -1,10 +1,11 @@
 """Self-supervised training whose negatives are the whole data set, at the cost of K.
 
-    python -m benchmarks.pool.images --data-root DATA [--seeds 3] [--seconds 60]
+    python -m benchmarks.pool.images --data-root DATA [--seeds 3] [--seconds 60] [--arms pool] [--temperatures 0.1 0.2]
 
 Fashion-MNIST, 15,000 images, the small network of ``benchmarks.mining``; every arm trains for the same processor time
 on one thread, its learning rate on a cosine over that time. One direction, x to y, cosine at one temperature:
 
+- ``untrained``: the network as it begins;
 - ``in-batch``: the other 127 pairs of a batch of 128;
 - ``in-batch, both``: both directions of it;
 - ``queue``: 4,096 keys of earlier steps beside them (stale);
@@ -32,7 +33,7 @@ from contrastive.retrieval import instance_recall
 from contrastive.views import RandomView
 from miners import PoolProposal, Queue
 
-ARMS = ("in-batch", "in-batch, both", "queue", "bank", "whole", "pool")
+ARMS = ("untrained", "in-batch", "in-batch, both", "queue", "bank", "whole", "pool")
 BATCH, K, QUEUE, DIM = 128, 128, 4096, 64
 
 
@@ -117,6 +118,8 @@ class Trainer:
 def train(data: ImageData, arm: str, temperature: float, seed: int, seconds: float) -> dict[str, Any]:
     """Trains for so many seconds of the processor, then measures."""
     trainer = Trainer(data, arm, temperature, seed)
+    if arm == "untrained":
+        return {"iterations": 0, "train_loss": None, **measure(data, trainer)}
     optimizer = torch.optim.Adam(trainer.model.parameters(), 2e-3, weight_decay=1e-5)
     start = time.process_time()
     if arm in ("bank", "pool"):
@@ -168,13 +171,14 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of processor time, on one thread")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.1])
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = limit(fashion_mnist(given.data_root), 15_000)
     for seed in range(given.seeds):
         for temperature in given.temperatures:
-            for arm in ARMS:
+            for arm in given.arms:
                 config = {"arm": arm, "temperature": temperature, "seconds": given.seconds, "k": K, "batch": BATCH}
                 work = (arm, temperature, seed, given.seconds)
                 run("images", config, seed, lambda work=work: train(data, *work))
