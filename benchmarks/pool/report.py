@@ -76,9 +76,19 @@ def spreads() -> str:
     for (task, seed, arm), line in of.items():
         if arm == "pool":
             own = of.get((task, seed, "smile"))
-            cells = [f"{line[name]:.2f} ({line[f'{name}_spread']:.2f})" for name in named]
-            rows.append([task, str(seed), *cells, f"{own['smile']:.2f} ({own['smile_spread']:.2f})" if own else ""])
+            cells = [_with_spread(line, name) for name in named]
+            rows.append([task, str(seed), *cells, _with_spread(own, "smile") if own else ""])
     return markdown(rows)
+
+
+def _with_spread(line: dict[str, Any], name: str) -> str:
+    value, spread = line[name], line[f"{name}_spread"]
+    return f"{value:{_spec(value, '.2f')}} ({spread:{_spec(spread, '.2f')}})"
+
+
+def _spec(value: float, spec: str) -> str:
+    """As it is wanted, but of an exponential of what a heavy tail scores."""
+    return ".1e" if abs(value) > 1e5 else spec
 
 
 def _mean(values: list[float], spec: str) -> str:
@@ -86,7 +96,7 @@ def _mean(values: list[float], spec: str) -> str:
         return ""
     scale = 100 if spec.endswith("%") else 1
     mean = scale * statistics.fmean(values)
-    spec = ".1e" if abs(mean) > 1e5 else spec.rstrip("%")  # an exponential of what a heavy tail scores
+    spec = _spec(mean, spec.rstrip("%"))
     half = f" ± {scale * half_width(values):{spec}}" if len(values) > 1 else ""
     return f"{mean:{spec}}{half}"
 
