@@ -49,7 +49,7 @@ what it makes of the left halves: their own pixels are the last row."""
 OTHERS = """The systems' other forms, by the same preset and probes, held against their headline's goal. Nothing was
 tuned for them, and whatever came out is here. Nats are the same bound, whatever trained the scores that it reads. That
 of Deep InfoMax's global form has one column an image, the map that the code is computed from: it is at its cap, and
-the probes gain least."""
+the probes gain less than those of its other forms."""
 SCHEDULE = """The truth is known, and the value is no bound: it may err to either side. The goal is to be nowhere
 further off than a pilot was (one seed, a separable critic, 2,000 steps a level); it was stated when these runs were
 known. Their critic is a perceptron of both variables, 500 steps a level; what a separable one reads is printed by
