@@ -14,7 +14,7 @@ from contrastive._tiles import LOG2E, Absent, absent_in, exponents, losses_of, n
 from contrastive.factors import UnitRows
 from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss
-from contrastive.scores import WeighsNegatives, as_float32, check_rows, check_values, eager_on_cpu
+from contrastive.scores import WeighsNegatives, as_float32, check_rows, check_values, eager_on_cpu, weighed
 
 __all__ = ["one_direction", "one_direction_scored", "parameters_of", "refuse_strangers"]
 
@@ -153,7 +153,7 @@ def _mined_(
     column = target[:, None]
     with torch.set_grad_enabled(parameters is not None):
         seen = strip.detach().requires_grad_(parameters is not None)
-        log_weights = miner(seen, target, anchors=numbers)
+        log_weights = weighed(function, miner, seen, target, numbers)
         _, _, checked = check_rows(function, seen, target, log_weights)
         assert checked is not None
         checked = checked.to(strip.dtype)
@@ -230,7 +230,9 @@ def one_direction_scored(
                 )
             if absent is not None:
                 scores = scores.masked_fill(absent_in(absent, rows, slice(0, len(b)), a.device), -math.inf)
-            log_weights = None if miner is None else miner(as_float32(scores), targets[rows], anchors=numbers)
+            log_weights = (
+                None if miner is None else weighed(function, miner, as_float32(scores), targets[rows], numbers)
+            )
             leaves = (left, right, *parameters)
             if gradient and rows.start == 0:
                 refuse_strangers(function, "critic", scores, leaves)

@@ -12,7 +12,7 @@ from contrastive._streaming import check_pairs, direction, directions, joined, v
 from contrastive._tiles import Absent, absent_in
 from contrastive.factors import Splits, factorises
 from contrastive.objectives import kpair_loss
-from contrastive.scores import WeighsNegatives, partners
+from contrastive.scores import WeighsNegatives, partners, weighed
 
 __all__ = ["KPairLoss"]
 
@@ -163,7 +163,7 @@ class KPairLoss(nn.Module):
     def _mean(self, scores: Tensor, targets: Tensor | None = None) -> Tensor:
         anchors = torch.arange(len(scores), device=scores.device)
         targets = anchors if targets is None else targets
-        log_weights = None if self.miner is None else self.miner(scores, targets, anchors=anchors)
+        log_weights = None if self.miner is None else weighed("KPairLoss", self.miner, scores, targets, anchors)
         losses = kpair_loss(scores, targets, log_weights=log_weights)
         return losses.mean() if len(losses) else losses.sum()
 

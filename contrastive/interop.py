@@ -36,7 +36,15 @@ from contrastive.gemm import fast_products
 from contrastive.objectives import kpair_loss, supcon_loss
 from contrastive.ranking import largest, largest_of_columns
 from contrastive.relatives import lifted_loss, multi_similarity_loss, sigmoid_loss
-from contrastive.scores import MiningFacts, WeighsNegatives, as_float32, check_rows, checked_temperature, negatives
+from contrastive.scores import (
+    MiningFacts,
+    WeighsNegatives,
+    as_float32,
+    check_rows,
+    checked_temperature,
+    negatives,
+    weighed,
+)
 
 __all__ = ["as_pml_loss", "as_pml_miner", "from_pml_miner"]
 
@@ -126,8 +134,8 @@ def from_pml_miner(miner: BaseMiner, *, temperature: float) -> "_FromMiner":
 
     Raises:
         ValueError: for a temperature that is not a finite number of at least 1e-6, and for a miner that reads the
-            embeddings (angular, distance-weighted), their positions, or ranks the pairs of the whole batch (HDC). One
-            that is not of PML is refused when it reads them.
+            embeddings (angular, distance-weighted), their positions, or ranks the pairs of the whole batch (HDC); for
+            what is no miner of PML. A subclass of your own is refused when it reads the embeddings.
 
     Example:
         >>> from pytorch_metric_learning.miners import TripletMarginMiner
@@ -140,6 +148,8 @@ def from_pml_miner(miner: BaseMiner, *, temperature: float) -> "_FromMiner":
         | https://arxiv.org/abs/2008.09164
     """
     checked_temperature("from_pml_miner", temperature)
+    if not isinstance(miner, BaseMiner):
+        raise ValueError(f"from_pml_miner: got {miner!r}, expected a miner of pytorch-metric-learning")
     for kind, reason in _UNSUITED.items():
         if isinstance(miner, kind):
             raise ValueError(f"from_pml_miner: {type(miner).__name__} cannot mine scores: {reason}")
@@ -309,7 +319,8 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
         return self._mined(scores, targets, anchors).masked_fill(~negatives(scores, targets), -torch.inf)
 
     def _mined(self, scores: Tensor, targets: Tensor, anchors: Tensor) -> Tensor:
-        _, _, log_weights = check_rows("as_pml_miner", scores, targets, self.miner(scores, targets, anchors=anchors))
+        found = weighed("as_pml_miner", self.miner, scores, targets, anchors)
+        _, _, log_weights = check_rows("as_pml_miner", scores, targets, found)
         assert log_weights is not None
         return log_weights
 
@@ -673,7 +684,7 @@ class NTXentLoss(BaseMetricLossFunction):  # type: ignore[misc]  # PML is untype
     def _by_pair(self, scores: Tensor, a: Tensor, p: Tensor, of: Tensor, negative: Tensor) -> Any:
         # The positive of a pair is present in its row, the anchor's other positives are not.
         rows = scores[a].masked_fill(~negative[of], -torch.inf).scatter(1, p[:, None], scores[a, p][:, None])
-        log_weights = None if self.miner is None else self.miner(rows, p, anchors=a)
+        log_weights = None if self.miner is None else weighed("as_pml_loss", self.miner, rows, p, a)
         losses = self.objective(rows, p, log_weights=log_weights)
         return {"loss": {"losses": losses, "indices": (a, p), "reduction_type": "pos_pair"}}
 
@@ -687,7 +698,7 @@ class NTXentLoss(BaseMetricLossFunction):  # type: ignore[misc]  # PML is untype
         if self.miner is not None:
             target = positive.int().argmax(1)  # any will do: the miner looks at negatives
             others = positive.scatter(1, target[:, None], False)
-            log_weights = self.miner(rows.masked_fill(others, -torch.inf), target, anchors=anchors)
+            log_weights = weighed("as_pml_loss", self.miner, rows.masked_fill(others, -torch.inf), target, anchors)
         losses = self.objective(rows, positive, log_weights=log_weights)
         return {"loss": {"losses": losses, "indices": anchors, "reduction_type": "element"}}
 

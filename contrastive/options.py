@@ -193,11 +193,9 @@ def _add_part(parser: ArgumentParser, option: str, part: Part, name: str, functi
 
 def _help(text: str) -> str:
     """A docstring's description without its markup."""
-    return (
-        re.sub(r":\w+:`([^`]*)`|`+([^`]*)`+", r"\1\2", " ".join(text.split()))
-        .replace("\\log \\tau", "log tau")
-        .rstrip(".")
-    )
+    plain = re.sub(r":\w+:`([^`]*)`|`+([^`]*)`+", r"\1\2", " ".join(text.split()))
+    # Of formulas: \tau and \sqrt{n / 2} become tau and sqrt(n / 2).
+    return re.sub(r"\\([a-z]+)", r"\1", plain).translate(str.maketrans("{}", "()")).rstrip(".")
 
 
 def _yaml_type(hint: Any) -> Any:
@@ -256,7 +254,9 @@ def _one_sentence(message: str, parser: ArgumentParser) -> str:
         hints = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
         return f"--{found['key'].replace('_', '-')} is {found['value']}, expected {_in_words(hints.get(found['key']))}"
     if found := re.search(r"the following arguments are required: (?P<keys>.+)", line):
-        return f"required: {', '.join('--' + key.strip() for key in found['keys'].split(','))}"
+        places = {action.dest for action in parser._actions if not action.option_strings}
+        keys = (key.strip() for key in found["keys"].split(","))
+        return f"required: {', '.join(key if key in places else '--' + key for key in keys)}"
     return line.replace('Parser key "', "--").replace('":', ":")
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from contrastive.bounds import Bound, infonce_bound
 from contrastive.objectives import kpair_loss, supcon_loss
-from contrastive.scores import WeighsNegatives
+from contrastive.scores import WeighsNegatives, weighed
 
 __all__ = [
     "Pairing",
@@ -122,7 +122,7 @@ def contrast(
 def _weights(miner: WeighsNegatives | None, scores: Tensor, targets: Tensor) -> Tensor | None:
     if miner is None:
         return None
-    return miner(scores, targets, anchors=torch.arange(len(scores), device=scores.device))
+    return weighed("contrast", miner, scores, targets, torch.arange(len(scores), device=scores.device))
 
 
 def bound(

@@ -356,7 +356,9 @@ def _label_column(function: str, name: str, labels: Labels | None, rows: int) ->
         column = labels
     else:
         strings = [isinstance(label, str) for label in labels]
-        if not strings or (any(strings) and not all(strings)):
+        if not strings:
+            raise InputError(f"{function}: {name} are empty, expected integers or strings")
+        if any(strings) and not all(strings):
             raise InputError(
                 f"{function}: {name} hold {sum(strings)} strings among {len(strings)}, "
                 f"expected {rows} integers or strings"

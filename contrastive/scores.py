@@ -38,6 +38,7 @@ __all__ = [
     "negatives",
     "partners",
     "target_scores",
+    "weighed",
     "without_self",
 ]
 
@@ -79,6 +80,31 @@ class WeighsNegatives(Protocol):
         *,
         anchors: Int[Tensor, " anchors"] | None = None,
     ) -> Float[Tensor, "anchors candidates"]: ...
+
+
+def weighed(
+    function: str, miner: WeighsNegatives, scores: Tensor, targets: Tensor, anchors: Tensor | None
+) -> Float[Tensor, "anchors candidates"]:
+    """What a miner makes of some rows, for a loss that mines.
+
+    Arguments:
+        function: name of the caller, for the message.
+        miner: any callable of that form.
+        scores: the rows.
+        targets: their positives.
+        anchors: their numbers.
+
+    Raises:
+        ValueError: where the miner returns no tensor. One that forgets its `return` returns None, which elsewhere means
+            no mining: it would train unmined and say nothing.
+    """
+    log_weights: object = miner(scores, targets, anchors=anchors)
+    if not isinstance(log_weights, Tensor):
+        raise ValueError(
+            f"{function}: the miner {miner!r} returned {type(log_weights).__name__}, expected log-weights of shape "
+            f"{tuple(scores.shape)}"
+        )
+    return log_weights
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from contrastive.scores import eager_on_cpu
 from miners._rows import refuse_broken_rows
 
 __all__ = ["Bank"]
@@ -69,10 +70,11 @@ class Bank(nn.Module):
             Rows of `keys`, ``[anchors, 1 + k]``.
 
         Raises:
-            ValueError: for fewer than one draw.
+            ValueError: for fewer than one draw, and, on the CPU, items that the bank has not.
         """
         if k < 1:
             raise ValueError(f"Bank.draw: k is {k}, expected at least 1")
+        self._check_items("Bank.draw", items)
         drawn = torch.randint(len(self.keys), (len(items), k), device=items.device)
         return torch.cat([items[:, None], drawn], 1)
 
@@ -85,15 +87,26 @@ class Bank(nn.Module):
             rows: what the encoder says of them; their length does not matter.
 
         Raises:
-            ValueError: for rows of another width, and NaN or infinite ones.
+            ValueError: for rows of another width, and, on the CPU, NaN or infinite ones, and items that the bank has
+                not.
         """
         if rows.shape != (len(items), self.keys.shape[1]):
             raise ValueError(
                 f"Bank.update: rows have shape {tuple(rows.shape)}, expected [{len(items)}, {self.keys.shape[1]}]"
             )
+        self._check_items("Bank.update", items)
         refuse_broken_rows("Bank.update", "rows", rows)
         rows = F.normalize(rows.to(self.keys), dim=1)
         self.keys[items] = F.normalize(self.momentum * self.keys[items] + (1 - self.momentum) * rows, dim=1)
+
+    def _check_items(self, function: str, items: Tensor) -> None:
+        """Refuses what numbers no key: -1 would move the last one."""
+        if not (items.numel() and eager_on_cpu(items)):
+            return
+        if int(items.min()) < 0 or int(items.max()) >= len(self.keys):
+            raise ValueError(
+                f"{function}: items lie in [{int(items.min())}, {int(items.max())}], expected [0, {len(self.keys) - 1}]"
+            )
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

@@ -65,7 +65,8 @@ def debiased(tau_plus: float, *, min_score: float | None = None) -> Miner:
 
     Arguments:
         tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
-        min_score: as in `hcl`.
+        min_score: as in `hcl`, the smallest score there can be: :math:`-1/\tau` for a cosine; None takes each row's
+            smallest present score.
 
     Raises:
         ValueError: for a `tau_plus` outside [0, 1) or a `min_score` that is no score.

@@ -299,6 +299,8 @@ def empty_rows(
 def _checked(function: str, what: str, own: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both kinds of facts as int64; without candidates' the anchors' stand for them."""
     for facts in (own, *(() if others is None else (others,))):
+        if not isinstance(facts, Tensor):
+            raise ValueError(f"{function}: {what} are of type {type(facts).__name__}, expected a tensor of integers")
         if facts.dtype == torch.bool or facts.is_floating_point() or facts.is_complex():
             # A float32 merges numbers beyond 2^24.
             raise ValueError(f"{function}: {what} have dtype {facts.dtype}, expected an integer dtype")

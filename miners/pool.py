@@ -2,6 +2,7 @@ r"""Hard negatives from a pool by a known proposal: a bound whose ceiling is the
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -88,6 +89,8 @@ class PoolProposal:
             raise InputError(f"{_NAME}: top is {top}, expected 1 to {len(pool)}, the size of the pool, or None")
         if not 0 < uniform <= 1:
             raise InputError(f"{_NAME}: uniform is {uniform}, expected a share in (0, 1]: q must reach all of the pool")
+        if metric not in get_args(Metric):
+            raise InputError(f"{_NAME}: metric is {metric!r}, expected one of {', '.join(get_args(Metric))}")
         checked_temperature(_NAME, temperature)
         self.pool = as_float32(pool.detach())
         self.top, self.uniform, self.temperature, self.metric = top, uniform, temperature, metric
@@ -118,8 +121,8 @@ class PoolProposal:
             ``targets=0``.
 
         Raises:
-            InputError: for shapes that do not fit, targets beyond the pool, a `k` below 2, or more than 2^24 places to
-                draw from by score: `top`, or without it the pool.
+            InputError: for shapes that do not fit, targets that are no rows of the pool, a `k` below 2, or more than
+                2^24 places to draw from by score: `top`, or without it the pool.
         """
         self._check_places(len(self) if self.top is None else self.top, "give a smaller top")
         ids, probabilities = self._tops(anchors, targets, k)
@@ -174,18 +177,24 @@ class PoolProposal:
             columns: rows of the pool, for each anchor.
 
         Raises:
-            InputError: for shapes that do not fit, and columns beyond the pool.
+            InputError: for shapes that do not fit, and columns that are no rows of the pool.
         """
         if anchors.ndim != 2 or anchors.shape[1] != self.pool.shape[1] or columns.shape[:1] != anchors.shape[:1]:
             raise InputError(
                 f"{_NAME}: anchors have shape {tuple(anchors.shape)} and columns {tuple(columns.shape)}, "
                 f"expected [n, {self.pool.shape[1]}] and [n, k]"
             )
-        if columns.numel() and not (int(columns.min()) >= 0 and int(columns.max()) < len(self)):
-            raise InputError(
-                f"{_NAME}: columns lie in [{int(columns.min())}, {int(columns.max())}], expected [0, {len(self) - 1}]"
-            )
+        self._check_rows("columns", columns)
         return self._mixed(*self._proposed(as_float32(anchors)), columns)
+
+    def _check_rows(self, what: str, rows: Tensor) -> None:
+        """Refuses what does not number rows of the pool."""
+        if rows.dtype == torch.bool or rows.is_floating_point() or rows.is_complex():
+            raise InputError(f"{_NAME}: {what} have dtype {rows.dtype}, expected an integer dtype")
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < len(self)):
+            raise InputError(
+                f"{_NAME}: {what} lie in [{int(rows.min())}, {int(rows.max())}], expected [0, {len(self) - 1}]"
+            )
 
     def _check_places(self, places: int, instead: str) -> None:
         if places > _MOST:
@@ -202,10 +211,7 @@ class PoolProposal:
             )
         if not isinstance(k, int) or isinstance(k, bool) or k < 2:
             raise InputError(f"{_NAME}: k is {k}, expected at least 2, the positive and one negative")
-        if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < len(self)):
-            raise InputError(
-                f"{_NAME}: targets lie in [{int(targets.min())}, {int(targets.max())}], expected [0, {len(self) - 1}]"
-            )
+        self._check_rows("targets", targets)
         if not bool(torch.isfinite(anchors).all()):
             raise InputError(f"{_NAME}: an anchor holds NaN or an infinite value, expected finite anchors")
         return self._proposed(as_float32(anchors.detach()))

@@ -28,7 +28,7 @@ from contrastive import (
     kpair_loss,
 )
 from contrastive.scores import partners
-from miners import detached, hardest, hcl, semihard, topk
+from miners import counted, detached, hardest, hcl, semihard, topk
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -202,6 +202,18 @@ def test_what_does_not_fit_is_refused():
             for tiled in (False, True):
                 with refused("row 2", "NaN"):
                     KPairLoss(critic, miner=miner, tiled=tiled)(x, y)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_miner_that_returns_nothing_is_not_taken_for_no_miner(tiled):
+    def forgets(scores, targets, *, anchors=None):
+        topk(1)(scores, targets)
+
+    x, y = pairs()
+    for critic in (Cosine(), Concat(4).double()):
+        for miner in (forgets, counted(forgets)):
+            with refused("KPairLoss", "forgets", "returned NoneType", "log-weights of shape (6, 6)"):
+                KPairLoss(critic, miner=miner, tiled=tiled)(x, y)
 
 
 def is_streamed(loss, x):

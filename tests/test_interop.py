@@ -14,6 +14,7 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from references import refused
 
 from contrastive import (
     Cosine,
@@ -393,6 +394,10 @@ class TestScores:
         with pytest.raises(ValueError, match="as_pml_miner: log_weights have shape"):
             as_pml_miner(lambda scores, targets, *, anchors=None: scores[:, :2])(batch(9), LABELS)
 
+    def test_no_weights_are_refused(self):
+        with refused("as_pml_miner", "returned NoneType"):
+            as_pml_miner(lambda scores, targets, *, anchors=None: None)(batch(9), LABELS)
+
 
 # The losses of pytorch-metric-learning that take tuples.
 TAKE_TUPLES = {
@@ -598,6 +603,15 @@ class TestLosses:
             assert not x.grad.any()
 
 
+class Silent:
+    """A miner that forgot its return."""
+
+    facts = MiningFacts(mass="all", monotone=True)
+
+    def __call__(self, scores, targets, *, anchors=None):
+        pass
+
+
 class TestOurLoss:
     def test_is_our_ntxent(self):
         x, y = batch(7), batch(7)
@@ -609,7 +623,7 @@ class TestOurLoss:
         torch.testing.assert_close(one, KPairLoss(Cosine(0.5), symmetric=False)(x, y), rtol=1e-12, atol=0.0)
 
     def test_a_large_loss_is_not_cut_off(self):
-        x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], requires_grad=True)
+        x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
         labels = torch.tensor([0, 0, 1, 1])
         loss = as_pml_loss(critic=Cosine(0.02))
         assert float(loss(x[:3], labels[:3])) == pytest.approx((100.6931 + 0.6931) / 2, abs=1.0)
@@ -657,6 +671,11 @@ class TestOurLoss:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
         with pytest.raises(ValueError, match=r"semihard.*may look at the positive"):
             as_pml_loss(supcon_loss, miner=semihard(0.1))
+
+    @pytest.mark.parametrize("objective", [kpair_loss, supcon_loss])
+    def test_a_miner_that_returns_nothing(self, objective):
+        with refused("as_pml_loss", "returned NoneType"):
+            as_pml_loss(objective, miner=Silent())(batch(9), LABELS)
 
     def test_whether_an_objective_takes_several(self):
         x = batch(9)
@@ -857,6 +876,11 @@ class TestRefused:
     def test_at_once(self, miner, message):
         with pytest.raises(ValueError, match=f"from_pml_miner: .*{message}"):
             from_pml_miner(miner, temperature=0.1)
+
+    @pytest.mark.parametrize("other", [topk(2), pml_losses.TripletMarginLoss(), pml_miners.BatchHardMiner, None])
+    def test_what_is_no_miner_of_pml(self, other):
+        with refused("from_pml_miner: got ", "expected a miner of pytorch-metric-learning"):
+            from_pml_miner(other, temperature=0.1)
 
     @pytest.mark.parametrize("kind", [ReadsRows, ReadsNorms, ReadsProducts])
     def test_when_it_reads(self, kind):

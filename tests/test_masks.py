@@ -175,6 +175,15 @@ class TestEveryMaskOfFacts:
         with refused(word):
             make(facts(4), bad)
 
+    @pytest.mark.parametrize("bad", [[1, 2, 3, 4], torch.arange(4).numpy(), "abcd"], ids=lambda bad: type(bad).__name__)
+    def test_facts_that_are_no_tensor(self, by_fact, bad):
+        make, _ = by_fact
+        words = f"are of type {type(bad).__name__}", "expected a tensor of integers"
+        with refused(*words):
+            make(bad)
+        with refused(*words):
+            make(facts(4), bad)
+
     def test_nothing_bounds(self, by_fact):
         make, _ = by_fact
         miner = make(facts(6))

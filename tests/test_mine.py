@@ -353,6 +353,10 @@ def test_without_faiss(folder, capsys, monkeypatch):
     refused(capsys, ["mine", "x.npy", "--index", "IVF4,Flat"], "needs FAISS, which is not installed")
 
 
+def test_without_embeddings(capsys):
+    refused(capsys, ["mine", "--k", "3"], "required: embeddings")
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["mine", "--help"])

@@ -12,7 +12,7 @@ def hcl(beta: float = 1.0, *, taus: Sequence[int] = (1, 2)) -> str:
     """Weighs.
 
     Arguments:
-        beta: the :math:`\\beta` of the paper, 50 % of it.
+        beta: the :math:`\\beta` of the paper, 50 % of it, at most :math:`\\sqrt{n / 2}`.
         taus: several.
     """
     return f"hcl {beta} {taus}"
@@ -131,5 +131,5 @@ def test_help_shows_the_options_of_the_chosen_part(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--miner.beta" in shown
-    assert "50 % of it" in " ".join(shown.split())
+    assert "the beta of the paper, 50 % of it, at most sqrt(n / 2) (type:" in " ".join(shown.split())
     assert "--miner.k" not in shown

@@ -14,6 +14,7 @@ from contrastive.pairings import Pairing, bound, contrast, in_batch, listed, oth
 from miners import hcl, semihard, topk
 
 ROWS = torch.arange(4)
+SEVERAL = Pairing(torch.eye(4, dtype=torch.bool) | torch.eye(4, dtype=torch.bool).flip(0), None, None, "two positives")
 
 
 def loop(scores, anchors, positives, negatives):
@@ -25,6 +26,10 @@ def loop(scores, anchors, positives, negatives):
         ]
         found.append(sum(terms) / len(terms))
     return torch.tensor(found, dtype=torch.float64)
+
+
+def silent(scores, targets, *, anchors=None):
+    """A miner that forgot its return."""
 
 
 def test_in_batch():
@@ -176,6 +181,8 @@ def test_a_bank_and_a_queue_are_lists():
             "Pairing: scores have shape (3, 4), expected 4 anchors and 4 candidates",
         ),
         (lambda: contrast(torch.zeros(3, 4), in_batch(ROWS, ROWS)), "expected 4 anchors"),
+        (lambda: contrast(torch.zeros(4, 4), in_batch(ROWS, ROWS), miner=silent), "contrast: the miner"),
+        (lambda: contrast(torch.zeros(4, 4), SEVERAL, miner=silent), "returned NoneType, expected log-weights of"),
     ],
 )
 def test_refusals(call, message):

@@ -166,6 +166,7 @@ class TestInput:
             ({"uniform": 1.5}, "uniform is 1.5"),
             ({"uniform": math.nan}, "uniform is nan"),
             ({"temperature": 0.0}, "temperature is 0.0"),
+            ({"metric": "l2"}, "metric is 'l2', expected one of cosine, inner_product, euclidean"),
         ):
             with refused(words):
                 PoolProposal(POOL, **options)
@@ -179,6 +180,9 @@ class TestInput:
             proposal.log_probabilities(ANCHORS[:, :2], torch.tensor([[0], [1]]))
         with refused("expected [n, 3] and [n, k]"):
             proposal.log_probabilities(ANCHORS, torch.tensor([[0]]))
+        for columns in ([[0.0], [1.0]], [[False], [True]]):
+            with refused("columns have dtype", "an integer dtype"):
+                proposal.log_probabilities(ANCHORS, torch.tensor(columns))
 
     def test_of_a_draw(self):
         proposal = PoolProposal(POOL)
@@ -196,6 +200,9 @@ class TestInput:
                 draw(ANCHORS, torch.tensor([0, 5]), 3)
             with refused("NaN"):
                 draw(ANCHORS * math.nan, two, 3)
+            for targets in (two.double(), two.bool()):
+                with refused("targets have dtype", "an integer dtype"):
+                    draw(ANCHORS, targets, 3)
         with refused("the same positive"):
             proposal.draw_shared(ANCHORS, torch.tensor([1, 1]), 3)
 

@@ -869,6 +869,7 @@ def test_labels_that_do_not_fit_are_refused():
         (torch.tensor([0, 0]), "2 labels for 3 rows, expected one a row"),
         (["a", "a"], "2 labels for 3 rows"),
         (["a", 1, 1], "labels hold 1 strings among 3"),
+        ([], "labels are empty, expected integers or strings"),
         (torch.zeros(3, 1, dtype=torch.int64), r"labels have shape \(3, 1\), expected \[3\]"),
         (np.array([None, "a", "a"], dtype=object), "labels have dtype object"),
     ]:

@@ -289,6 +289,13 @@ class TestBank:
             bank.update(torch.tensor([0]), torch.zeros(1, 2))
         with refused("Bank.update: row 0 of the rows holds a NaN"):
             bank.update(torch.tensor([0]), torch.full((1, 3), torch.nan))
+        kept = bank.keys.clone()
+        for item in (-1, 5):
+            with refused(f"Bank.draw: items lie in [{item}, {item}], expected [0, 4]"):
+                bank.draw(torch.tensor([item]), 2)
+            with refused(f"Bank.update: items lie in [{item}, {item}], expected [0, 4]"):
+                bank.update(torch.tensor([item]), torch.ones(1, 3))
+        assert torch.equal(bank.keys, kept)
 
 
 def test_a_queue_need_not_be_a_multiple_of_the_batch():
