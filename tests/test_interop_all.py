@@ -8,11 +8,11 @@ import pytest
 import references
 import torch
 import torch.nn.functional as F
+from miner_table import TABLE
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from references import INF
 from test_interop import LABELS, PMLS, REF_LABELS, batch, triplets
-from test_miners import TABLE
 
 from contrastive import (
     Cosine,

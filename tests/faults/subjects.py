@@ -7,7 +7,7 @@ from functools import partial
 
 import jaxtyping
 import torch
-from test_miners import TABLE, Fitted
+from miner_table import TABLE, Fitted
 
 import contrastive
 import contrastive.interop
