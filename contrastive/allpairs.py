@@ -90,7 +90,7 @@ class AllPairs:
             InputError: for a `k` that does not fit.
         """
         if len(self.rows) < 2:
-            raise InputError(f"{self.function}: got {len(self.rows)} rows, expected at least 2: a row and another")
+            raise InputError(f"{self.function}: got a single row, expected at least two")
         if isinstance(k, bool) or not 1 <= k < len(self.rows):
             raise InputError(f"{self.function}: k is {k}, expected 1 to {len(self.rows) - 1}, the other rows")
         anchors = torch.arange(len(self.rows)) if anchors is None else anchors

@@ -211,7 +211,7 @@ def test_maxima_by_their_bits(dtype, positive):
     [
         ({"k": 0}, "k is 0, expected 1 to 8"),
         ({"k": 9}, "k is 9, expected 1 to 8"),
-        ({"k": 1, "embeddings": torch.ones(1, 2)}, "got 1 rows, expected at least 2"),
+        ({"k": 1, "embeddings": torch.ones(1, 2)}, "got a single row, expected at least two"),
         ({"k": 1, "labels": [1, 2]}, "2 labels for 9 rows"),
         ({"k": 1, "threshold": float("nan")}, "threshold is nan"),
         ({"k": 1, "metric": "hamming"}, "metric is 'hamming'"),
