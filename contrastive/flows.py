@@ -169,9 +169,9 @@ class RealNVP(nn.Module):
 
     def _slopes(self, slope: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
         slopes: list[Tensor] = []  # from the last weight to the first, then of x
-        left = list(kept)
-        for layers, permutation in reversed(list(self._by_coupling(inputs[1:]))):
-            still, moves = slope.index_select(1, permutation.argsort()).chunk(2, 1)
+        left, back = list(kept), self.permutations.argsort(1)
+        for place, (layers, _) in reversed(list(enumerate(self._by_coupling(inputs[1:])))):
+            still, moves = slope.index_select(1, back[place]).chunk(2, 1)
             of_unit = moves
             if self.affine:
                 values, moved = left.pop(), left.pop()

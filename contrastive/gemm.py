@@ -1,9 +1,10 @@
-"""Fast float32 matrix products on the CPU, scoped: the user's settings are never changed for longer than a call.
+"""Fast matrix products on the CPU, scoped: the user's settings are never changed for longer than a call.
 
 torch multiplies float32 matrices with MKL, which is not at its best on processors that are not Intel's. oneDNN, torch's
 other library, was 1.1 to 1.2 times as fast on the one measured, an AMD Zen 4. It takes part where the setting for its
 matrix products says ``"bf16"``. That name permits bfloat16, which a processor with AMX would use; one without computes
-in float32 all the same. A product with a known result tells which (`exact`), once a process.
+in float32 all the same. A product with a known result tells which (`exact`), once a process. Where rounding is welcome
+for its speed, as in a step of training, `rounded_products` gives the permission and asks nothing.
 """
 
 import threading
@@ -14,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["exact", "fast_products", "multiplies_in_float32"]
+__all__ = ["exact", "fast_products", "multiplies_in_float32", "rounded_products"]
 
 # A product of 128 terms rounded in float32 errs by about 4e-7 of its largest entry, in bfloat16 by 4e-3.
 _TOLERANCE = 4e-6
@@ -47,6 +48,22 @@ def fast_products(x: Tensor, size: int) -> Iterator[None]:
     if size < _SMALLEST or x.device.type != "cpu" or x.dtype != torch.float32 or not exact():
         yield
         return
+    with rounded_products():
+        yield
+
+
+@contextmanager
+def rounded_products() -> Iterator[None]:
+    """Lets float32 matrices on the CPU be multiplied in bfloat16 while inside, and summed in float32.
+
+    A processor with AMX does so; another multiplies in float32 as before. Convolutions are not touched by it. Nothing
+    happens where the user has chosen a precision already.
+
+    >>> with rounded_products():
+    ...     product = torch.eye(3) @ torch.ones(3, 2)
+    >>> product.sum()
+    tensor(6.)
+    """
     _enter()
     try:
         yield
@@ -59,11 +76,8 @@ def exact() -> bool:
     """Whether oneDNN is there and its products are true float32 on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
         return False
-    _enter()
-    try:
+    with rounded_products():
         return _error() < _TOLERANCE
-    finally:
-        _leave()
 
 
 def multiplies_in_float32() -> bool:

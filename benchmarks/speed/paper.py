@@ -80,7 +80,7 @@ def our_step(config: dict[str, object], data: Halves) -> Step:
     batches = training._batches(data.train, BATCH, generator)
 
     def step() -> None:
-        with training._fast(setting):
+        with training._step(setting):
             loss = training._loss(setting, model, data.train, next(batches), generator)
             assert loss is not None
             optimiser.zero_grad()

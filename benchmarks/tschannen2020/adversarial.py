@@ -7,6 +7,7 @@ is fitted. The encoder is invertible throughout, by couplings that scale.
 """
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick
 from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP
+from contrastive.gemm import rounded_products
 
 BATCH, CLASSES = 128, 10
 BUDGETS: dict[str, dict[str, Any]] = {
-    "smoke": {"iterations": 2, "every": 2, "warm_up": 2, "ratio": 2, "probe_rows": 256},
-    "quick": {"iterations": 150, "every": 50, "warm_up": 200, "ratio": 4, "probe_rows": 10_000},
-    "paper": {"iterations": 4001, "every": 400, "warm_up": 1000, "ratio": 10, "probe_rows": None},
+    "smoke": {"iterations": 2, "every": 2, "warm_up": 2, "ratio": 2, "probe_rows": 256, "products": "float32"},
+    "quick": {"iterations": 150, "every": 50, "warm_up": 200, "ratio": 4, "probe_rows": 10_000, "products": "float32"},
+    "paper": {"iterations": 4001, "every": 400, "warm_up": 1000, "ratio": 10, "probe_rows": None, "products": "bfloat16"},
 }
 # Of the classifier and of the encoder; the text and the code differ.
 RATES = {"paper": (1e-4, 1e-6), "code": (1e-3, 1e-5)}
@@ -59,6 +61,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
     moves = torch.optim.Adam(encoder.parameters(), config["encoder_lr"], fused=True)
     learns = torch.optim.Adam(classifier.parameters(), config["classifier_lr"], fused=True)
     generator = torch.Generator().manual_seed(derived_seed(seed, 1))
+    products = rounded_products if config["products"] == "bfloat16" else nullcontext
 
     def batch(count: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(data.train), (count * BATCH,), generator=generator)
@@ -69,7 +72,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         while steps > 0:
             now = min(steps, 10)
             x, labels = batch(now)
-            with torch.no_grad():
+            with torch.no_grad(), products():
                 codes = encoder(x)
             for z, truth in zip(codes.split(BATCH), labels.split(BATCH), strict=True):
                 learns.zero_grad()
@@ -83,12 +86,13 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
     diverged = None
     for step in range(1, config["iterations"] + 1):
         teach(config["ratio"])
-        loss = F.cross_entropy(classifier(encoder(batch(1)[0])), uniform)
-        if not bool(torch.isfinite(loss)):
-            diverged = step
-            break
-        moves.zero_grad()
-        loss.backward()
+        with products():
+            loss = F.cross_entropy(classifier(encoder(batch(1)[0])), uniform)
+            if not bool(torch.isfinite(loss)):
+                diverged = step
+                break
+            moves.zero_grad()
+            loss.backward()
         moves.step()
         if step % config["every"] == 0 or step == config["iterations"]:
             points.append(_point(config, encoder, data, step))

@@ -15,7 +15,7 @@ from benchmarks.tschannen2020.training import Setting
 BUDGETS = {
     "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1, "probe_rows": 128},
     "quick": {"iterations": 600, "every": 200, "lr": 5e-4, "bound_batches": 40, "probe_rows": 10_000},
-    "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4},
+    "paper": {"iterations": 21_000, "every": 1000, "lr": 1e-4, "products": "bfloat16"},
 }
 ENCODERS = ("mlp", "convnet")
 TARGETS = (2.0, 4.0)

@@ -136,7 +136,10 @@ def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]
         options: of `parser`.
     """
     data = options.data if options.data in experiment.datasets else experiment.datasets[0]
-    return experiment.plan(options.preset, options.variant, data)
+    plan = experiment.plan(options.preset, options.variant, data)
+    if options.products is None:
+        return plan
+    return [{**config, "products": options.products} if "products" in config else config for config in plan]
 
 
 def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace) -> Halves | None:
@@ -164,6 +167,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = series.parser(description, seeds=SEEDS)
     made.add_argument("--variant", choices=("paper", "code"), default="paper", help="where text and code differ")
     made.add_argument("--data", choices=NAMES, default="mnist")
+    made.add_argument(
+        "--products", choices=("float32", "bfloat16"), help="of training steps (default: the preset's), summed in float32"
+    )
     made.add_argument("--where", nargs="+", default=(), metavar="KEY=VALUE", help="some configurations only")
     return made
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from contrastive.batches import derived_seed
 from contrastive.encoders import MLP, StridedConvNet, glorot_uniform_
 from contrastive.estimators import infonce, nwj
 from contrastive.flows import RealNVP
-from contrastive.gemm import fast_products
+from contrastive.gemm import fast_products, rounded_products
 from contrastive.geometry import jacobian_condition_numbers
 from miners import hcl, topk
 
@@ -55,6 +55,8 @@ class Setting:
         bound_batches: batches a bound is averaged over.
         probe_rows: training images of the probe of curves; None for all. The last figure takes all.
         measure: ``condition`` or ``inverse``, in addition.
+        products: ``bfloat16`` permits it in the products of training steps, which are summed in float32; everything
+            that is measured is computed in float32.
     """
 
     preset: str
@@ -74,6 +76,7 @@ class Setting:
     bound_batches: int = 78
     probe_rows: int | None = None
     measure: str | None = None
+    products: str = "float32"
 
 
 class _AsImage(nn.Sequential):
@@ -160,7 +163,7 @@ def train(
             tick(step / setting.iterations)
         if step == setting.iterations:
             break
-        with _fast(setting):
+        with _step(setting):
             loss = _loss(setting, model, data.train, next(batches), generator)
             if loss is None or not bool(torch.isfinite(loss)):
                 diverged = step
@@ -193,6 +196,11 @@ def _stuck(optimiser: torch.optim.Optimizer) -> bool:
     return any(not bool(torch.isfinite(state["exp_avg_sq"]).all()) for state in optimiser.state.values())
 
 
+def _step(setting: Setting) -> AbstractContextManager[None]:
+    """The products of a training step."""
+    return rounded_products() if setting.products == "bfloat16" else _fast(setting)
+
+
 def _fast(setting: Setting) -> AbstractContextManager[None]:
     """Products by oneDNN around a whole step where its products are large enough."""
     sizes = {"realnvp": 2**25, "residual": 2**25}
@@ -213,8 +221,8 @@ def _loss(
     """What is minimised; None where scores are no numbers any more."""
     x, y = split.views(rows, noise=setting.noise, generator=generator)
     if setting.objective == "labels":
-        return nn.functional.cross_entropy(model["head"](model["x"](x)), split.labels[rows])
-    scores = model["critic"](model["x"](x), model["y"](y))
+        return nn.functional.cross_entropy(model["head"](_trained(setting, model["x"], x)), split.labels[rows])
+    scores = model["critic"](_trained(setting, model["x"], x), _trained(setting, model["y"], y))
     if not bool(torch.isfinite(scores).all()):
         return None
     miner = MINERS[setting.miner]
@@ -222,6 +230,13 @@ def _loss(
         return kpair_loss(scores, log_weights=miner(scores, torch.arange(len(scores)))).mean()
     estimate = _estimate(setting, scores)
     return -estimate if setting.target is None else (estimate - setting.target).abs()
+
+
+def _trained(setting: Setting, encoder: nn.Module, x: Tensor) -> Tensor:
+    """Codes for a step. Convolutions round by autocast alone; it would copy the weights of the wide layers."""
+    rounds = setting.products == "bfloat16" and setting.encoder == "convnet"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=rounds):
+        return cast(Tensor, encoder(x)).float()
 
 
 def _estimate(setting: Setting, scores: Tensor) -> Tensor:
