@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contrastive import Concat, Cosine, KPairLoss, gemm
-from contrastive.gemm import fast_products
+from contrastive.gemm import fast_products, rounded_products
 from miners import hcl
 
 LARGE = 2**24
@@ -35,6 +35,42 @@ def exact(monkeypatch):
 @pytest.fixture
 def x():
     return torch.randn(4, 4)
+
+
+class TestRounded:
+    """The permission does not ask what the processor makes of it."""
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_it_is_given_inside_and_taken_back(self, exact, x, monkeypatch):
+        monkeypatch.setattr(gemm, "exact", lambda: exact)
+        for before in ("none", "ieee"):
+            torch.backends.mkldnn.matmul.fp32_precision = before
+            with rounded_products():
+                assert setting() == "bf16"
+                with fast_products(x, LARGE):
+                    assert setting() == "bf16"
+                assert setting() == "bf16"
+            assert setting() == before
+
+    def test_what_somebody_chose_stays(self):
+        torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+        with rounded_products():
+            assert setting() == "tf32"
+        assert setting() == "tf32"
+
+    def test_after_an_exception(self):
+        with pytest.raises(KeyError), rounded_products():
+            raise KeyError
+        assert setting() == "none"
+
+    def test_products_are_those_of_rounded_numbers_at_worst(self):
+        a, b = torch.randn(64, 256), torch.randn(256, 64)
+        with rounded_products():
+            found = a @ b
+        # Each factor of a sum of 256 terms errs by 2^-9 of itself at most, that is where bfloat16 is.
+        bound = (a.abs() @ b.abs()) * 2**-8
+        assert found.dtype == torch.float32
+        assert bool(((found.double() - a.double() @ b.double()).abs() <= bound).all())
 
 
 @pytest.mark.usefixtures("exact")

@@ -154,6 +154,56 @@ def test_seeds_decide_everything():
     assert first["test_bound"] != other["test_bound"]
 
 
+def permission():
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.mark.parametrize(("products", "inside"), [("float32", "none"), ("bfloat16", "bf16")])
+def test_steps_may_round_and_measures_may_not(monkeypatch, products, inside):
+    halves = data.load("made-up", None)
+    seen = {"_loss": set(), "_point": set()}
+    for name, found in seen.items():
+        was = getattr(training, name)
+
+        def spied(*given, was=was, found=found):
+            found.add(permission())
+            return was(*given)
+
+        monkeypatch.setattr(training, name, spied)
+    setting = training.Setting(
+        "smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=2, every=1, lr=1e-3, products=products
+    )
+    assert training.train(setting, halves, 0)["status"] == "ok"
+    assert seen == {"_loss": {inside}, "_point": {"none"}}
+    assert permission() == "none"
+
+
+@pytest.mark.parametrize("encoder", ["convnet", "realnvp"])
+def test_a_step_in_bfloat16_is_nearly_one_in_float32(encoder):
+    """Its codes are float32 and off by rounding at most; convolutions show that it is done where it is asked for."""
+    halves = data.load("made-up", None)
+    given = {"preset": "smoke", "variant": "paper", "data": "made-up", "critic": "bilinear", "objective": "nce"}
+    kinds = [
+        training.Setting(**given, encoder=encoder, iterations=1, every=1, lr=1e-3, products=products)
+        for products in ("float32", "bfloat16")
+    ]
+    model = training.build(kinds[0], halves, 0)
+    x, _ = halves.train.views(slice(0, 64), generator=torch.Generator())
+    exact, rounded = (training._trained(kind, model["x"], x).detach() for kind in kinds)
+    assert rounded.dtype == torch.float32
+    assert float((rounded - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    assert torch.equal(exact, model["x"](x))
+    assert torch.equal(rounded, exact) == (encoder == "realnvp")  # the permission alone lies around the step
+
+
+def test_products_of_the_command_line_go_to_the_experiments_that_know_them(tmp_path):
+    given = options(tmp_path)
+    for asked, expected in ((None, "float32"), ("bfloat16", "bfloat16")):
+        given.products = asked
+        assert {config["products"] for config in runs.planned(critics.EXPERIMENT, given)} == {expected}
+        assert all("products" not in config for config in runs.planned(sampling.EXPERIMENT, given))
+
+
 def test_the_inverse_error_is_seen():
     halves = data.load("made-up", None)
     flow = RealNVP(halves.dim, couplings=2, hidden=(8,), affine=True)

@@ -26,7 +26,14 @@ BATCH, CLASSES = 128, 10
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"iterations": 2, "every": 2, "warm_up": 2, "ratio": 2, "probe_rows": 256, "products": "float32"},
     "quick": {"iterations": 150, "every": 50, "warm_up": 200, "ratio": 4, "probe_rows": 10_000, "products": "float32"},
-    "paper": {"iterations": 4001, "every": 400, "warm_up": 1000, "ratio": 10, "probe_rows": None, "products": "bfloat16"},
+    "paper": {
+        "iterations": 4001,
+        "every": 400,
+        "warm_up": 1000,
+        "ratio": 10,
+        "probe_rows": None,
+        "products": "bfloat16",
+    },
 }
 # Of the classifier and of the encoder; the text and the code differ.
 RATES = {"paper": (1e-4, 1e-6), "code": (1e-3, 1e-5)}

@@ -168,7 +168,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--variant", choices=("paper", "code"), default="paper", help="where text and code differ")
     made.add_argument("--data", choices=NAMES, default="mnist")
     made.add_argument(
-        "--products", choices=("float32", "bfloat16"), help="of training steps (default: the preset's), summed in float32"
+        "--products",
+        choices=("float32", "bfloat16"),
+        help="of training steps (default: the preset's), summed in float32",
     )
     made.add_argument("--where", nargs="+", default=(), metavar="KEY=VALUE", help="some configurations only")
     return made
