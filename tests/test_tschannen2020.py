@@ -333,6 +333,25 @@ def test_the_page_of_claims_is_what_the_lines_say():
     assert reproduction.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.tschannen2020.reproduction"
 
 
+def test_the_page_keeps_budgets_and_products_apart():
+    def row(config, seed, accuracy):
+        measured = {"test_accuracy": accuracy, "test_bound": 3.0, "train_bound": 3.0, "start_test_accuracy": 0.8}
+        spent = {"cpu_seconds": 1800.0, "seconds": 2000.0, "commit": "abc", "hardware": {"processor": "Some"}}
+        return {"experiment": "invertible", "config": config, "seed": seed, "status": "ok", **measured, **spent}
+
+    (quick, _), (paper, _) = (invertible.EXPERIMENT.plan(preset, "paper", "mnist") for preset in ("quick", "paper"))
+    rows = [row(quick, seed, 0.81) for seed in (0, 1)]
+    rows += [row({**quick, "products": "bfloat16"}, seed, 0.83) for seed in (0, 1)]
+    rows += [row({**quick, "iterations": 7}, seed, 0.99) for seed in (0, 1)]
+    rows += [row(paper, 0, 0.86)]
+    before, _, after = reproduction.page(rows).partition("## With the paper's iterations")
+    text = "1 | accuracy by I_NCE after training above the start | accuracy rises, by both bounds (fig. 1a, 1b)"
+    assert f"| {text} | +0.0100 | +0.0100 to +0.0100 | 2 | reproduced |" in before
+    assert f"| {text} | +0.0600 |  | 1 | not tested at this budget (one seed) |" in after
+    assert "1 are there; they took 0.5 hours of one core" in after
+    assert "| invertible | realnvp | nce | accuracy | +0.0200 | +0.0200 to +0.0200 | 2 |" in after
+
+
 @pytest.mark.parametrize(
     ("expected", "values", "told"),
     [
