@@ -3,8 +3,9 @@
 ``python -m benchmarks.speed.paper --data-root DATA`` prints the table of `benchmarks/speed/paper.json` and writes it.
 The peer of a step is the step as anybody writes it: `nn.Sequential`, torch's default Adam; that of the concatenated
 critic takes B x B concatenated rows through its network; that of the probe is scikit-learn's SAGA at the published
-tolerance. The projection multiplies measured steps with the full iterations of one seed on MNIST: evaluations and
-probes come on top of it. One thread is timed by the process's own clock.
+tolerance. Steps "in bfloat16" multiply in it where the processor does so and sum in float32. The projection multiplies
+measured steps with the full iterations of one seed on MNIST: evaluations and probes come on top of it. One thread is
+timed by the process's own clock.
 """
 
 import argparse
@@ -22,10 +23,11 @@ from benchmarks.tschannen2020.data import MADE_UP, Halves, load
 from contrastive import Concat
 from contrastive.encoders import truncated_normal_
 from contrastive.estimators import infonce
+from contrastive.gemm import rounded_products
 
 BATCH, DIM, SEEDS = 128, 392, 20
 HOURS, CORES = 2.0, 2
-ALONE = "the products alone"
+ALONE, ROUNDED = "the products alone", "in bfloat16"
 Step = Callable[[], object]
 
 
@@ -166,16 +168,28 @@ def probes(data: Halves) -> dict[str, Step]:
     return {"kpair": lambda: probe.fit(x, labels), "scikit-learn SAGA": lambda: saga.fit(x.numpy(), labels.numpy())}
 
 
-def compare(work: str, steps: dict[str, Step], goal: Goal, seconds: float, at_least: int = 5) -> Iterator[Row]:
+def rounded(step: Step) -> Step:
+    """The same step, its products of matrices in bfloat16 where the processor does so."""
+
+    def inside() -> None:
+        with rounded_products():
+            step()
+
+    return inside
+
+
+def compare(work: str, steps: dict[str, Step], goal: Goal | None, seconds: float, at_least: int = 5) -> Iterator[Row]:
+    """The goal is for the first step against the second; every other is held against the second, or is a limit."""
     for step in steps.values():
         step()
-    ours, peer, *limits = steps
+    ours, peer, *others = steps
     times = by_turns(
         {name: Setting(step, clock=clock()) for name, step in steps.items()}, seconds=seconds, at_least=at_least
     )
-    yield from compared(work, ours, peer, times, {}, [goal])
-    for limit in limits:
-        yield from compared(work, ours, limit, times, {}, [])
+    yield from compared(work, ours, peer, times, {}, [] if goal is None else [goal])
+    for other in others:
+        pair = (ours, other) if other in (ALONE, f"{peer}, {ROUNDED}") else (other, peer)
+        yield from compared(work, *pair, times, {}, [])
 
 
 def projection(data: Halves, seconds: float) -> Row:
@@ -233,7 +247,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = load(MADE_UP if options.data_root is None else "mnist", options.data_root)
     flow = asdict(training.Setting("paper", "paper", "mnist", "realnvp", "bilinear", "nce", 21_000, 1000, 1e-4))
+    convnet = {"encoder": "convnet", "target": 2.0}
     sequential = [plain_step(plain_mlp, 100) for _ in range(SEEDS)]
+
+    def one_after_another() -> None:
+        for step in sequential:
+            step()
+
     rows = [
         *compare(
             "concatenated critic, 128 x 128 pairs, value and gradient", concatenated(), Goal(6), options.seconds
@@ -241,18 +261,31 @@ def main() -> None:
         *compare(
             "RealNVP pair, 30 couplings, step",
             {
-                "kpair": our_step(flow, data),
+                f"kpair, {ROUNDED}": our_step(flow | {"products": "bfloat16"}, data),
                 "plain torch": plain_step(PlainFlow, DIM),
+                f"plain torch, {ROUNDED}": rounded(plain_step(PlainFlow, DIM)),
+                "kpair": our_step(flow, data),
                 ALONE: products([(196, 512), (512, 512), (512, 196)] * 30, 2),
             },
             Goal(1.8),
             options.seconds,
         ),
         *compare(
+            "ConvNet pair, step",
+            {
+                f"kpair, {ROUNDED}": our_step(flow | convnet | {"products": "bfloat16"}, data),
+                "kpair": our_step(flow | convnet, data),
+            },
+            None,
+            options.seconds,
+        ),
+        *compare(
             f"{SEEDS} seeds of the MLP pair, step",
             {
+                f"stacked, {ROUNDED}": rounded(stacked_step()),
+                "one after another": one_after_another,
+                f"one after another, {ROUNDED}": rounded(one_after_another),
                 "stacked": stacked_step(),
-                "one after another": lambda: [step() for step in sequential],
                 ALONE: products([(DIM, 300), (300, 300), (300, 100)], 2 * SEEDS),
             },
             Goal(2.5),
