@@ -9,7 +9,7 @@ from benchmarks import lines, series
 from benchmarks.systems import data, runs, training
 from benchmarks.systems.__main__ import SYSTEMS
 from benchmarks.systems.training import Budget
-from benchmarks.systems.under_way import UnderWay
+from benchmarks.under_way import UnderWay
 from contrastive.checkpoints import load_checkpoint, save_checkpoint
 
 FORMS = [(system, arm) for system in SYSTEMS.values() if system.work is None for arm in system.plans["smoke"].arms]

@@ -1,5 +1,6 @@
 """The paper's experiments run at the smoke preset, go on where they stopped, and say what went wrong."""
 
+import dataclasses
 import json
 import math
 import re
@@ -29,6 +30,7 @@ from benchmarks.tschannen2020 import (
     sampling,
     training,
 )
+from benchmarks.under_way import UnderWay
 from contrastive.errors import InputError
 from contrastive.flows import RealNVP
 
@@ -112,7 +114,7 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_failed_run_stays_visible(tmp_path, monkeypatch):
-    def broken(config, data, seed, tick):
+    def broken(config, data, seed, tick, keep):
         raise RuntimeError("no luck")
 
     experiment = runs.Experiment("sampling", "t", sampling.plan, broken, lambda config: 1.0, (), (), uses_data=False)
@@ -202,6 +204,83 @@ def test_products_of_the_command_line_go_to_the_experiments_that_know_them(tmp_p
         given.products = asked
         assert {config["products"] for config in runs.planned(critics.EXPERIMENT, given)} == {expected}
         assert all("products" not in config for config in runs.planned(sampling.EXPERIMENT, given))
+
+
+class TestInterrupted:
+    """A run goes on at its last evaluation and ends as if nothing had happened."""
+
+    @staticmethod
+    def at(share):
+        def tick(done):
+            if done == share:
+                raise KeyboardInterrupt
+
+        return tick
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"encoder": "mlp", "objective": "nwj", "noise": 0.05},
+            {"encoder": "residual", "objective": "nce", "measure": "condition"},
+        ],
+    )
+    def test_training_goes_on_to_the_bit(self, given, tmp_path):
+        halves = data.load("made-up", None)
+        # An epoch of 512 rows has four batches: the interruption is within the second.
+        setting = training.Setting(
+            "paper", "paper", "made-up", critic="bilinear", iterations=12, every=3, lr=1e-3, bound_batches=1, batch=128,
+            **given,
+        )  # fmt: skip
+        whole = training.train(setting, halves, 0)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(setting, halves, 0, self.at(0.5), keep=UnderWay(tmp_path / "x.ckpt", "this run"))
+        told = []
+        again = training.train(setting, halves, 0, told.append, keep=UnderWay(tmp_path / "x.ckpt", "this run"))
+        assert told == [0.75, 1.0]
+        assert again == whole
+
+    @pytest.mark.usefixtures("small")
+    def test_the_adversary_goes_on_to_the_bit(self, tmp_path):
+        halves = data.load("made-up", None)
+        (config,) = adversarial.plan("smoke", "paper", "made-up")
+        config |= {"iterations": 4, "every": 2, "encoder_lr": 1e-3}
+        whole = adversarial.run(config, halves, 0, lambda share: None)
+        with pytest.raises(KeyboardInterrupt):
+            adversarial.run(config, halves, 0, self.at(0.5), UnderWay(tmp_path / "x.ckpt", "this run"))
+        told = []
+        again = adversarial.run(config, halves, 0, told.append, UnderWay(tmp_path / "x.ckpt", "this run"))
+        assert told == [1.0]
+        assert again == whole
+
+    def test_the_command_keeps_runs_of_the_paper_preset_alone(self, tmp_path):
+        seen = []
+
+        def run(config, halves, seed, tick, keep):
+            seen.append(keep)
+            return {"test_accuracy": None}
+
+        experiment = runs.Experiment("sampling", "t", sampling.plan, run, lambda config: 1.0, (), (), uses_data=False)
+        for preset in ("smoke", "paper"):
+            given = options(tmp_path)
+            given.preset = preset
+            runs.perform([experiment], given)
+        assert seen[:4] == [None] * 4
+        assert {keep.path for keep in seen[4:]} == {tmp_path / "lines.under-way.ckpt"}
+        assert len({keep.run for keep in seen[4:]}) == 4
+
+
+def test_rows_of_a_probe_lie_all_over_the_data():
+    """The first of a sorted file are of one class."""
+    assert list(range(10))[training.spread(10, None)] == list(range(10))
+    assert list(range(10))[training.spread(10, 3)] == [0, 3, 6]
+    assert list(range(10))[training.spread(10, 10)] == list(range(10))
+    assert list(range(10))[training.spread(10, 64)] == list(range(10))
+    halves = data.load("made-up", None)
+    ordered = dataclasses.replace(halves.train, labels=halves.train.labels.sort().values)
+    setting = training.Setting("smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=1, every=1, lr=1e-3)
+    _, labels = training._codes(setting, training.build(setting, halves, 0), ordered, 0, 100)
+    assert len(labels) == 100
+    assert set(labels.tolist()) == set(range(10))
 
 
 def test_the_inverse_error_is_seen():

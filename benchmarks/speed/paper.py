@@ -79,7 +79,7 @@ def our_step(config: dict[str, object], data: Halves) -> Step:
     model = training.build(setting, data, 0)
     optimiser = torch.optim.Adam(model.parameters(), setting.lr, fused=True)
     generator = torch.Generator().manual_seed(0)
-    batches = training._batches(data.train, BATCH, generator)
+    batches = training.Batches(len(data.train), BATCH, generator)
 
     def step() -> None:
         with training._step(setting):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import lines, series
+from benchmarks import series
 from benchmarks.series import Config, Tick
 from benchmarks.systems import data, training
 from benchmarks.systems.training import Budget, Learner
-from benchmarks.systems.under_way import UnderWay
+from benchmarks.under_way import kept
 from contrastive import Bilinear, Cosine, InnerProduct, Separable
 from contrastive.batches import derived_seed
 from contrastive.errors import InputError
@@ -290,14 +290,9 @@ def _work(system: System, config: Config, options: argparse.Namespace, seed: int
     learner = built(system, config, images.shape, seed)
     judged_on = {"test": images.test, "held-out": images.held_out}[config["judged_on"]]
     key = series.key_of({"experiment": system.name, "config": config, "seed": seed})
-    keep = UnderWay(results_of(options).with_suffix(".under-way.ckpt"), f"{key} by {lines.commit()}")
-    try:
-        found = training.run(learner, images, judged_on, Budget(**config["budget"]), seed, tick, keep=keep)
-    except Exception:  # a failed run starts anew; an interrupted one does not come here
-        keep.forget()
-        raise
-    keep.forget()
-    return {**found, "earlier": keep.earlier}
+    budget = Budget(**config["budget"])
+    work = partial(training.run, learner, images, judged_on, budget, seed, tick)
+    return kept(results_of(options), key, lambda keep: work(keep=keep))
 
 
 def built(system: System, config: Config, shape: Shape, seed: int) -> Learner:

@@ -12,7 +12,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from benchmarks.systems.data import Images
-from benchmarks.systems.under_way import UnderWay
+from benchmarks.under_way import UnderWay
 from contrastive.batches import Batches, derived_seed
 from contrastive.bounds import Bound
 from contrastive.data import ImageSplit

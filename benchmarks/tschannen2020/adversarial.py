@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
-from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error, spread
+from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP
 from contrastive.gemm import rounded_products
@@ -53,7 +54,7 @@ def plan(preset: str, variant: str, data: str) -> list[Config]:
     return [{"preset": preset, "variant": variant, "data": data, "encoder": "realnvp", **rates, **BUDGETS[preset]}]
 
 
-def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
+def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderWay | None = None) -> dict[str, Any]:
     """Trains once; probes on the way, by the published probe at the end.
 
     Arguments:
@@ -61,6 +62,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         data: on what.
         seed: of everything.
         tick: is told the share that is done.
+        keep: what it has reached, for a run that is interrupted.
     """
     assert data is not None
     torch.manual_seed(derived_seed(seed, 0))
@@ -88,10 +90,18 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
             steps -= now
 
     uniform = torch.full((BATCH, CLASSES), 1 / CLASSES)
-    points = [_point(config, encoder, data, 0)]
-    teach(config["warm_up"])
+    parts = {"encoder": encoder, "classifier": classifier, "moves": moves, "learns": learns}
+    reached = None if keep is None else keep.read()
+    if reached is None:
+        points = [_point(config, encoder, data, 0)]
+        teach(config["warm_up"])
+    else:
+        for name, part in parts.items():
+            part.load_state_dict(reached[name])
+        generator.set_state(reached["generator"])
+        points = reached["points"]
     diverged = None
-    for step in range(1, config["iterations"] + 1):
+    for step in range(points[-1]["iteration"] + 1, config["iterations"] + 1):
         teach(config["ratio"])
         with products():
             loss = F.cross_entropy(classifier(encoder(batch(1)[0])), uniform)
@@ -103,6 +113,9 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         moves.step()
         if step % config["every"] == 0 or step == config["iterations"]:
             points.append(_point(config, encoder, data, step))
+            if keep is not None:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                keep.write({**states, "generator": generator.get_state(), "points": points})
             tick(step / config["iterations"])
     figures: dict[str, Any] = {
         "iterations": config["iterations"],
@@ -131,7 +144,8 @@ def _point(config: Config, encoder: nn.Module, data: Halves, step: int) -> dict[
 
 def _codes(encoder: nn.Module, data: Halves, rows: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     train, labels, test, truth = _pixels(data)
-    return encoded(encoder, train[:rows]), labels[:rows], encoded(encoder, test), truth
+    some = spread(len(train), rows)
+    return encoded(encoder, train[some]), labels[some], encoded(encoder, test), truth
 
 
 def _pixels(data: Halves) -> tuple[Tensor, Tensor, Tensor, Tensor]:

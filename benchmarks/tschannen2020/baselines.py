@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves
 from benchmarks.tschannen2020.runs import Config, Experiment, Tick, main
+from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 
 
@@ -27,7 +28,7 @@ def plan(preset: str, variant: str, data: str) -> list[Config]:
     return [*({**shared, "noise": noise} for noise in (0.0, 0.05)), *grey]
 
 
-def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
+def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderWay | None = None) -> dict[str, Any]:
     """Fits both probes.
 
     Arguments:
@@ -35,6 +36,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         data: on what.
         seed: of the noise and of SAGA.
         tick: is told the share that is done.
+        keep: nothing; it takes seconds.
     """
     assert data is not None
     generator = torch.Generator().manual_seed(derived_seed(seed, 4))

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.tschannen2020.data import Halves
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
 from benchmarks.tschannen2020.training import Setting, train
+from benchmarks.under_way import UnderWay
 
 BUDGETS = {
     "smoke": {"iterations": 6, "every": 3, "lr": 1e-3, "bound_batches": 2},
@@ -39,7 +40,7 @@ def settings(preset: str, variant: str, data: str, budget: dict[str, Any]) -> li
     ]
 
 
-def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
+def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderWay | None = None) -> dict[str, Any]:
     """Trains once.
 
     Arguments:
@@ -47,9 +48,10 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         data: on what.
         seed: of everything.
         tick: is told the share that is done.
+        keep: what it has reached, for a run that is interrupted.
     """
     assert data is not None
-    return train(Setting(**config), data, seed, tick)
+    return train(Setting(**config), data, seed, tick, keep=keep)
 
 
 PANELS = tuple(

@@ -12,6 +12,7 @@ from benchmarks import series
 from benchmarks.curves import Panel
 from benchmarks.series import Config, Tick
 from benchmarks.tschannen2020.data import NAMES, Halves, load
+from benchmarks.under_way import UnderWay, kept
 from contrastive.errors import InputError
 
 __all__ = [
@@ -61,8 +62,8 @@ class Experiment:
         name: of the file.
         title: says what the figure shows.
         plan: preset, variant and data set to the configurations that are run.
-        run: a configuration, data (None where there is none), seed and a callback for the share that is done, to the
-            figures of the line.
+        run: a configuration, data (None where there is none), seed, a callback for the share that is done, and what
+            keeps the run under way (None: nothing), to the figures of the line.
         cost: about how many seconds a run takes, for the time left.
         panels: the figure.
         claims: what it should show.
@@ -73,7 +74,7 @@ class Experiment:
     name: str
     title: str
     plan: Callable[[str, str, str], list[Config]]
-    run: Callable[[Config, Halves | None, int, Tick], dict[str, Any]]
+    run: Callable[[Config, Halves | None, int, Tick, UnderWay | None], dict[str, Any]]
     cost: Callable[[Config], float]
     panels: tuple[Panel, ...]
     claims: tuple[Claim, ...]
@@ -125,7 +126,11 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
 
 
 def _work(experiment: Experiment, config: Config, options: argparse.Namespace, seed: int, tick: Tick) -> dict[str, Any]:
-    return experiment.run(config, _data_of(experiment, config, options), seed, tick)
+    run = partial(experiment.run, config, _data_of(experiment, config, options), seed, tick)
+    if options.preset != "paper":  # minutes: not worth the disk
+        return run(None)
+    key = series.key_of({"experiment": experiment.name, "config": config, "seed": seed})
+    return kept(results_of(options), key, run)
 
 
 def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.tschannen2020.data import Halves
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
+from benchmarks.under_way import UnderWay
 from contrastive import Concat
 from contrastive.batches import derived_seed
 from contrastive.encoders import glorot_uniform_
@@ -59,7 +60,7 @@ def pairs(sampling: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str, Any]:
+def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderWay | None = None) -> dict[str, Any]:
     """Trains a critic of five hidden layers of 10 and judges it on fresh batches.
 
     Arguments:
@@ -67,6 +68,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick) -> dict[str,
         data: None.
         seed: of everything.
         tick: is told the share that is done.
+        keep: nothing; it takes minutes.
     """
     torch.manual_seed(derived_seed(seed, 0))
     critic = Concat(1, hidden=10, layers=5)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves, Split
+from benchmarks.under_way import UnderWay
 from contrastive import Bilinear, Concat, InnerProduct, Separable, infonce_bound, kpair_loss
 from contrastive.batches import derived_seed
 from contrastive.encoders import MLP, StridedConvNet, glorot_uniform_
@@ -26,7 +27,18 @@ from contrastive.gemm import fast_products, rounded_products
 from contrastive.geometry import jacobian_condition_numbers
 from miners import hcl, topk
 
-__all__ = ["CRITICS", "ENCODERS", "MINERS", "Setting", "build", "claim_of", "encoded", "inverse_error", "train"]
+__all__ = [
+    "CRITICS",
+    "ENCODERS",
+    "MINERS",
+    "Setting",
+    "build",
+    "claim_of",
+    "encoded",
+    "inverse_error",
+    "spread",
+    "train",
+]
 
 PERCENTILES = (0, 20, 40, 60, 80, 100)
 # Of a pixel in [0, 1], in float32: beyond, an encoder that is invertible on paper is not in use.
@@ -131,7 +143,12 @@ def build(setting: Setting, data: Halves, seed: int) -> nn.ModuleDict:
 
 
 def train(
-    setting: Setting, data: Halves, seed: int, tick: Callable[[float], None] = lambda share: None
+    setting: Setting,
+    data: Halves,
+    seed: int,
+    tick: Callable[[float], None] = lambda share: None,
+    *,
+    keep: UnderWay | None = None,
 ) -> dict[str, Any]:
     """Trains once, and measures on the way and at the end.
 
@@ -140,6 +157,8 @@ def train(
         data: on what.
         seed: of weights, batches and noise.
         tick: is told the share that is done, at every evaluation.
+        keep: where every evaluation is kept with weights, optimiser and place in the data, so that training goes on
+            there, to the bit; None keeps nothing.
 
     Returns:
         The figures of the run's line: `status` is ``diverged``, with the step, where the objective, the scores or the
@@ -149,17 +168,30 @@ def train(
     # Fused Adam: one pass over the weights.
     optimiser = torch.optim.Adam(model.parameters(), setting.lr, fused=True)
     generator = torch.Generator().manual_seed(derived_seed(seed, 1))
-    batches = _batches(data.train, setting.batch, generator)
+    batches = Batches(len(data.train), setting.batch, generator)
     points: list[dict[str, Any]] = []
-    # Where the start is what a claim compares with, it gets the published probe as well.
-    start = {} if setting.measure is None else {"start_test_accuracy": _final(setting, model, data, seed)}
+    start: dict[str, Any] = {}
+    reached = None if keep is None else keep.read()
+    if reached is not None:
+        model.load_state_dict(reached["model"])
+        optimiser.load_state_dict(reached["optimiser"])
+        batches.load_state_dict(reached["batches"])
+        points, start = reached["points"], reached["start"]
+    elif setting.measure is not None:
+        # Where the start is what a claim compares with, it gets the published probe as well.
+        start = {"start_test_accuracy": _final(setting, model, data, seed)}
     diverged = None
-    for step in range(setting.iterations + 1):
-        if step % setting.every == 0 or step == setting.iterations:
+    first = points[-1]["iteration"] if points else 0
+    for step in range(first, setting.iterations + 1):
+        if (step % setting.every == 0 or step == setting.iterations) and (step > first or reached is None):
             if _stuck(optimiser):
                 diverged = step
                 break
             points.append({"iteration": step, **_point(setting, model, data, seed, points)})
+            if keep is not None:
+                parts = {"model": model, "optimiser": optimiser, "batches": batches}
+                states = {name: part.state_dict() for name, part in parts.items()}
+                keep.write({**states, "points": points, "start": start})
             tick(step / setting.iterations)
         if step == setting.iterations:
             break
@@ -207,12 +239,36 @@ def _fast(setting: Setting) -> AbstractContextManager[None]:
     return fast_products(torch.empty(0), sizes.get(setting.encoder, 0))
 
 
-def _batches(split: Split, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Whole batches, epoch after epoch."""
-    while True:
-        for rows in torch.randperm(len(split), generator=generator).split(size):
-            if len(rows) == size:
-                yield rows
+class Batches:
+    """Rows of whole batches, epoch after epoch; knows its place.
+
+    Arguments:
+        count: rows of the data.
+        size: rows of a batch.
+        generator: of the order of every epoch; noise may be drawn from it in between.
+    """
+
+    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
+        self.count, self.size, self.generator = count, size, generator
+        self._order, self._taken = torch.empty(0, dtype=torch.int64), 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._taken + self.size > len(self._order):
+            self._order, self._taken = torch.randperm(self.count, generator=self.generator), 0
+        self._taken += self.size
+        return self._order[self._taken - self.size : self._taken]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of this epoch, the place in it, and the generator."""
+        return {"order": self._order, "taken": self._taken, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._order, self._taken = state["order"], state["taken"]
+        self.generator.set_state(state["generator"])
 
 
 def _loss(
@@ -286,7 +342,7 @@ def inverse_error(flow: nn.Module, data: Halves) -> float:
 def _bound(setting: Setting, model: nn.ModuleDict, split: Split, seed: int) -> float:
     """The estimate, unmined, averaged over batches of the training size."""
     generator = torch.Generator().manual_seed(derived_seed(seed, 3))
-    batches = _batches(split, setting.batch, generator)
+    batches = Batches(len(split), setting.batch, generator)
     values = []
     for _ in range(min(setting.bound_batches, len(split) // setting.batch)):
         x, y = split.views(
@@ -299,9 +355,21 @@ def _bound(setting: Setting, model: nn.ModuleDict, split: Split, seed: int) -> f
 
 def _codes(setting: Setting, model: nn.ModuleDict, split: Split, seed: int, rows: int | None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(derived_seed(seed, 4))
-    x, _ = split.views(slice(0, rows), noise=setting.noise, generator=generator)
+    some = spread(len(split), rows)
+    x, _ = split.views(some, noise=setting.noise, generator=generator)
     with _fast(setting):
-        return encoded(model["x"], x), split.labels[:rows]
+        return encoded(model["x"], x), split.labels[some]
+
+
+def spread(count: int, rows: int | None) -> slice:
+    """So many rows at equal distances: files may be sorted by class.
+
+    Arguments:
+        count: of all rows.
+        rows: None for all.
+    """
+    step = max(1, count // (rows or count))
+    return slice(0, None if rows is None else rows * step, step)
 
 
 @torch.no_grad()

@@ -1,14 +1,15 @@
 """The run under way, on disk: one that is interrupted goes on at the last point of its curves."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lines
 from contrastive.checkpoints import load_checkpoint, save_checkpoint
 from contrastive.errors import InputError
 
-__all__ = ["UnderWay"]
+__all__ = ["UnderWay", "kept"]
 
 
 class UnderWay:
@@ -51,3 +52,21 @@ class UnderWay:
     @staticmethod
     def _clocks() -> dict[str, float]:
         return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
+
+
+def kept(results: Path, key: str, work: Callable[[UnderWay], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a run that goes on where it was interrupted, and what the interrupted attempts took.
+
+    Arguments:
+        results: the lines; the file of the run under way lies beside them.
+        key: of the run. Another commit starts anew.
+        work: does the run, and keeps what it has reached.
+    """
+    keep = UnderWay(results.with_suffix(".under-way.ckpt"), f"{key} by {lines.commit()}")
+    try:
+        found = work(keep)
+    except Exception:  # a failed run starts anew; an interrupted one does not come here
+        keep.forget()
+        raise
+    keep.forget()
+    return {**found, "earlier": keep.earlier}
