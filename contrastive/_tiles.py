@@ -89,7 +89,11 @@ def two_directions(
 
 
 class _Tiles:
-    """The matrix of scores, tile by tile, twice."""
+    """The matrix of scores, tile by tile, twice.
+
+    Rows and columns come in parts, and what a tile needs of them is taken apart once a pass: beside a tile's products,
+    which leave nothing of the interpreter in the cache, a slice costs as much as a sum over the tile's rows (measured).
+    """
 
     def __init__(
         self, u: Tensor, v: Tensor | None, alpha: float, *, unit: bool, absent: Absent | None, stored: bool
@@ -107,30 +111,29 @@ class _Tiles:
         # Sums and positives of rows, then of columns; in the triangle they are one. A column beyond the pairs is a
         # candidate only: nothing is left of the share of its negatives beside an infinite positive.
         self.positive = u.new_full((self.rows if self.triangle else self.rows + self.columns,), math.inf)
-        side = _TILE if u.device.type == "cpu" else _TILE_ON_ACCELERATORS
-        self.row_parts, self.column_parts = list(parts(self.rows, side)), list(parts(self.columns, side))
-        self.kept = u.new_empty(self.rows, self.columns) if stored else None
-        self.buffer = u.new_empty(0 if stored else min(side, self.rows) * min(side, self.columns))
+        self.side = _TILE if u.device.type == "cpu" else _TILE_ON_ACCELERATORS
+        self.row_parts, self.column_parts = list(parts(self.rows, self.side)), list(parts(self.columns, self.side))
+        self.right = torch.split(self.scaled, self.side)
+        self.turned = [right.T for right in self.right]
+        self.kept: dict[tuple[int, int], Tensor] | None = {} if stored else None
+        self.buffer = u.new_empty(0 if stored else min(self.side, self.rows) * min(self.side, self.columns))
+        self.places: dict[tuple[int, int], Tensor] = {}
 
     def sum_up(self) -> "_FixedShift | _RunningMaxima":
         """The first pass: sums over the negatives of every row and column, and the positives' scores."""
         shift = self._shared_shift()
-        columns_from = None if self.triangle else self.rows
-        sums = (
-            _RunningMaxima(self.positive, columns_from)
-            if shift is None
-            else _FixedShift(self.positive, columns_from, shift)
-        )
+        layout = self.positive, None if self.triangle else self.rows, self.side
+        sums = _RunningMaxima(*layout) if shift is None else _FixedShift(*layout, shift=shift)
         second = self.half if self.triangle else self.rows  # where the other mention of a positive stands
-        for rows in self.row_parts:
+        for i, rows in enumerate(self.row_parts):
             left = self.anchors[rows]
-            for columns in self._columns(rows):
-                tile = self._form(left, rows, columns)
-                for diagonal, where in self._positives(tile, rows, columns):
+            for j in self._columns(i):
+                tile = self._form(left, i, j)
+                for diagonal, where in self._positives(tile, i, j):
                     self.positive[where] = diagonal
                     self.positive[where.start + second : where.stop + second] = diagonal
                     diagonal.fill_(-math.inf)
-                sums.add(tile, rows, None if self._on_diagonal(rows, columns) else columns)
+                sums.add(tile, i, None if self._on_diagonal(i, j) else j)
         return sums
 
     def weigh(self, sums: "_FixedShift | _RunningMaxima", scale: Tensor | None) -> list[Tensor | None]:
@@ -139,16 +142,17 @@ class _Tiles:
         dv = du if self.triangle else torch.zeros_like(self.scaled)
         each = (1.0 if self.triangle else 0.5) / self.rows
         along: list[Tensor] = []
-        for rows in self.row_parts:
+        of_rows, of_columns = torch.split(du, self.side), torch.split(dv, self.side)
+        for i, rows in enumerate(self.row_parts):
             left = self.anchors[rows]
-            for columns in self._columns(rows):
-                tile = sums.ready_(self._form(left, rows, columns)) if self.kept is None else self.kept[rows, columns]
-                sums.weigh_(tile, rows, columns)
-                for diagonal, where in self._positives(tile, rows, columns):
+            for j in self._columns(i):
+                tile = sums.ready_(self._form(left, i, j)) if self.kept is None else self.kept[i, j]
+                sums.weigh_(tile, i, j)
+                for diagonal, where in self._positives(tile, i, j):
                     diagonal.copy_(sums.at_positives(where, slice(where.start + self.half, where.stop + self.half)))
-                du[rows].addmm_(tile, self.scaled[columns])
-                if not self._on_diagonal(rows, columns):
-                    dv[columns].addmm_(tile.T, self.scaled[rows] if self.triangle else left)
+                of_rows[i].addmm_(tile, self.right[j])
+                if not self._on_diagonal(i, j):
+                    of_columns[j].addmm_(tile.T, self.right[i] if self.triangle else left)
             if not self.triangle:
                 if scale is not None:
                     along.append((left * du[rows]).sum(dtype=torch.float64))
@@ -168,33 +172,42 @@ class _Tiles:
             dscale = dscale.reshape(scale.shape)
         return [du, None if self.triangle else dv, dscale]
 
-    def _columns(self, rows: slice) -> list[slice]:
-        return [c for c in self.column_parts if c.start >= rows.start] if self.triangle else self.column_parts
+    def _columns(self, i: int) -> range:
+        """The tiles of a part of the rows."""
+        return range(i if self.triangle else 0, len(self.column_parts))
 
-    def _on_diagonal(self, rows: slice, columns: slice) -> bool:
+    def _on_diagonal(self, i: int, j: int) -> bool:
         """Whether a tile of the triangle holds both a pair and its mirror image, so that its rows tell of all."""
-        return self.triangle and rows == columns
+        return self.triangle and i == j
 
-    def _form(self, left: Tensor, rows: slice, columns: slice) -> Tensor:
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        tile = self.buffer[: shape[0] * shape[1]].view(shape) if self.kept is None else self.kept[rows, columns]
-        torch.mm(left, self.scaled[columns].T, out=tile)
+    def _form(self, left: Tensor, i: int, j: int) -> Tensor:
+        if self.kept is None:
+            tile = torch.mm(left, self.turned[j], out=self._place(len(left), len(self.right[j])))
+        else:
+            tile = self.kept[i, j] = torch.mm(left, self.turned[j])
         if self.absent is not None:
-            tile.masked_fill_(absent_in(self.absent, rows, columns, tile.device), -math.inf)
-        if self._on_diagonal(rows, columns):
+            tile.masked_fill_(absent_in(self.absent, self.row_parts[i], self.column_parts[j], tile.device), -math.inf)
+        if self._on_diagonal(i, j):
             tile.fill_diagonal_(-math.inf)  # the self pair
         return tile
 
-    def _positives(self, tile: Tensor, rows: slice, columns: slice) -> Iterator[tuple[Tensor, slice]]:
+    def _place(self, rows: int, columns: int) -> Tensor:
+        """Where a tile that is not kept stands."""
+        if (rows, columns) not in self.places:
+            self.places[rows, columns] = self.buffer[: rows * columns].view(rows, columns)
+        return self.places[rows, columns]
+
+    def _positives(self, tile: Tensor, i: int, j: int) -> Iterator[tuple[Tensor, slice]]:
         """The positives that stand in a tile, as views of it, and the rows that tell of them."""
+        rows, columns = self.row_parts[i], self.column_parts[j]
         start = max(rows.start, columns.start - self.half)
         stop = min(rows.stop, columns.stop - self.half, self.paired)
         if start < stop:
-            i = slice(start - rows.start, stop - rows.start)
-            j = slice(start + self.half - columns.start, stop + self.half - columns.start)
-            yield tile[i, j].diagonal(), slice(start, stop)
-            if self._on_diagonal(rows, columns):  # and their mirror images
-                yield tile[j, i].diagonal(), slice(start, stop)
+            down = slice(start - rows.start, stop - rows.start)
+            across = slice(start + self.half - columns.start, stop + self.half - columns.start)
+            yield tile[down, across].diagonal(), slice(start, stop)
+            if self._on_diagonal(i, j):  # and their mirror images
+                yield tile[across, down].diagonal(), slice(start, stop)
 
     def _shared_shift(self) -> float | None:
         """One shift that no row or column overflows with, nor loses digits; None where there may be none.
@@ -219,91 +232,106 @@ class _Tiles:
 
 
 class _Sums:
-    """Sums over the negatives of every row, and from `columns_from` on, of every column; of rows alone if None."""
+    """Sums over the negatives of every row, and from `columns_from` on, of every column; of rows alone if None.
 
-    def __init__(self, positive: Tensor, columns_from: int | None) -> None:
+    They are added to by parts of `side` rows and columns.
+    """
+
+    _by_row: list[Tensor]
+    _by_column: tuple[Tensor, ...]
+    _rest: Tensor
+
+    def __init__(self, positive: Tensor, columns_from: int | None, side: int) -> None:
         self.sums = torch.zeros_like(positive)
-        self._offset = columns_from or 0
+        self._columns_from, self._side = columns_from, side
 
-    def _of_columns(self, columns: slice) -> slice:
-        return slice(columns.start + self._offset, columns.stop + self._offset)
+    def _parts(self, both: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of what there is of every row and column: the parts of the rows, and those of the columns."""
+        rows, columns = both[: self._columns_from], both[self._columns_from or 0 :]
+        return torch.split(rows, self._side), torch.split(columns, self._side)
+
+    def _keep(self, both: Tensor, rest: Tensor) -> None:
+        """Keeps what `weigh_` reads, part by part, and the share of the negatives in each row and column."""
+        by_row, self._by_column = self._parts(both)
+        self._by_row = [part[:, None] for part in by_row]
+        self._rest = rest
+
+    def at_positives(self, rows: slice, columns: slice) -> Tensor:
+        """The gradient at positives: what of the negatives' shares both of its ends lack."""
+        first = self._columns_from or 0
+        return -(self._rest[rows] + self._rest[first + columns.start : first + columns.stop])
 
 
 class _FixedShift(_Sums):
     """Sums of exponentials relative to one shift."""
 
-    def __init__(self, positive: Tensor, columns_from: int | None, shift: float) -> None:
-        super().__init__(positive, columns_from)
+    def __init__(self, positive: Tensor, columns_from: int | None, side: int, *, shift: float) -> None:
+        super().__init__(positive, columns_from, side)
+        self._rows, self._columns = self._parts(self.sums)
         self._shift = shift
 
     def ready_(self, tile: Tensor) -> Tensor:
         """Turns a tile of scores, in place, into what `weigh_` expects; `add` does so as well."""
         return (tile.sub_(self._shift) if self._shift else tile).exp2_()
 
-    def add(self, tile: Tensor, rows: slice, columns: slice | None) -> None:
-        """Adds a tile to the sums of its rows and, unless None, of its columns."""
+    def add(self, tile: Tensor, i: int, j: int | None) -> None:
+        """Adds a tile to the sums of its part of the rows and, unless None, to those of its part of the columns."""
         self.ready_(tile)
-        self.sums[rows] += tile.sum(1)
-        if columns is not None:
-            self.sums[self._of_columns(columns)] += tile.sum(0)
+        self._rows[i].add_(tile.sum(1))
+        if j is not None:
+            self._columns[j].add_(tile.sum(0))
 
     def close(self, positive: Tensor, *, masked: bool) -> Tensor:
         """Takes the positives' scores and returns all losses."""
         relative = positive - self._shift
         whole = relative.exp2().add_(self.sums)
-        self._inverse = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
-        self._rest = self.sums * self._inverse
+        inverse = (whole.masked_fill_(whole == 0, math.inf) if masked else whole).reciprocal_()  # 0 for padding
+        self._keep(inverse, self.sums * inverse)
         return losses_of(self.sums.log2(), relative, masked=masked)
 
-    def weigh_(self, tile: Tensor, rows: slice, columns: slice) -> None:
+    def weigh_(self, tile: Tensor, i: int, j: int) -> None:
         """Turns a tile, in place, into the gradient off the positives."""
-        tile.mul_(self._inverse[rows, None] + self._inverse[self._of_columns(columns)])
-
-    def at_positives(self, rows: slice, columns: slice) -> Tensor:
-        """The gradient at positives."""
-        return -(self._rest[rows] + self._rest[self._of_columns(columns)])
+        tile.mul_(self._by_row[i] + self._by_column[j])
 
 
 class _RunningMaxima(_Sums):
     """Sums of exponentials relative to the largest score met so far, of every row and of every column."""
 
-    def __init__(self, positive: Tensor, columns_from: int | None) -> None:
-        super().__init__(positive, columns_from)
+    def __init__(self, positive: Tensor, columns_from: int | None, side: int) -> None:
+        super().__init__(positive, columns_from, side)
         # The lowest float, not -inf: an absent score relative to it is still -inf, not NaN.
         self._top = torch.full_like(positive, torch.finfo(positive.dtype).min)
+        sums, tops = self._parts(self.sums), self._parts(self._top)
+        self._rows, self._columns = (list(zip(*both, strict=True)) for both in zip(sums, tops, strict=True))
 
     def ready_(self, tile: Tensor) -> Tensor:
         """As in `_FixedShift`; here the scores are needed as they are."""
         return tile
 
-    def add(self, tile: Tensor, rows: slice, columns: slice | None) -> None:
+    def add(self, tile: Tensor, i: int, j: int | None) -> None:
         """As in `_FixedShift`."""
-        self._add(tile, rows, 1)
-        if columns is not None:
-            self._add(tile, self._of_columns(columns), 0)
+        self._add(tile, *self._rows[i], 1)
+        if j is not None:
+            self._add(tile, *self._columns[j], 0)
 
-    def _add(self, tile: Tensor, part: slice, dim: int) -> None:
-        higher = torch.maximum(self._top[part], tile.amax(dim))
+    def _add(self, tile: Tensor, sums: Tensor, top: Tensor, dim: int) -> None:
+        higher = torch.maximum(top, tile.amax(dim))
         exponentials = (tile - higher.unsqueeze(dim)).exp2_()
-        self.sums[part] = (self._top[part] - higher).exp2_().mul_(self.sums[part]).add_(exponentials.sum(dim))
-        self._top[part] = higher
+        sums.mul_(top.sub_(higher).exp2_()).add_(exponentials.sum(dim))
+        top.copy_(higher)
 
     def close(self, positive: Tensor, *, masked: bool) -> Tensor:
         """As in `_FixedShift`."""
         log_sum = self.sums.log2().add_(self._top)
         whole = torch.logaddexp2(log_sum, positive)
-        self._whole = whole.masked_fill_(whole == -math.inf, math.inf)  # padding: a share of nothing
-        self._rest = (log_sum - self._whole).exp2_()
+        whole.masked_fill_(whole == -math.inf, math.inf)  # padding: a share of nothing
+        self._keep(whole, (log_sum - whole).exp2_())
         return losses_of(log_sum, positive, masked=masked)
 
-    def weigh_(self, tile: Tensor, rows: slice, columns: slice) -> None:
+    def weigh_(self, tile: Tensor, i: int, j: int) -> None:
         """As in `_FixedShift`."""
-        by_row = (tile - self._whole[rows, None]).exp2_()
-        tile.sub_(self._whole[self._of_columns(columns)]).exp2_().add_(by_row)
-
-    def at_positives(self, rows: slice, columns: slice) -> Tensor:
-        """As in `_FixedShift`."""
-        return -(self._rest[rows] + self._rest[self._of_columns(columns)])
+        by_row = (tile - self._by_row[i]).exp2_()
+        tile.sub_(self._by_column[j]).exp2_().add_(by_row)
 
 
 def number_of(scale: Tensor | float, *, unit: bool) -> float:

@@ -296,14 +296,14 @@ def sums(monkeypatch):
     made = []
 
     class Fixed(_tiles._FixedShift):
-        def __init__(self, positive, columns_from, shift):
+        def __init__(self, *layout, shift):
             made.append("shift" if shift else "0")
-            super().__init__(positive, columns_from, shift)
+            super().__init__(*layout, shift=shift)
 
     class Running(_tiles._RunningMaxima):
-        def __init__(self, positive, columns_from):
+        def __init__(self, *layout):
             made.append("maxima")
-            super().__init__(positive, columns_from)
+            super().__init__(*layout)
 
     uniform = _strips._uniform_
 
