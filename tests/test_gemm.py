@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from benchmarks.speed import measure
 from contrastive import Concat, Cosine, KPairLoss, gemm
 from contrastive.gemm import fast_products, rounded_products
 from miners import hcl
@@ -221,6 +222,20 @@ class TestProbe:
             found = a @ b
         expected = a.double() @ b.double()
         assert (found - expected).abs().max() < 4e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_peer_is_given_no_precision_that_is_not_exact(monkeypatch, bfloat16):
+    plain = torch.Tensor.__matmul__
+
+    def multiplied(a, b):
+        if bfloat16 and torch.get_float32_matmul_precision() == "medium" and a.dtype == torch.float32:
+            return plain(a.bfloat16(), b.bfloat16()).float()
+        return plain(a.double(), b.double()).to(a.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiplied)
+    assert measure.exact_precisions() == (["highest"] if bfloat16 else ["highest", "medium"])
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def everything():

@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from contrastive.gemm import multiplies_in_float32
+
 PRECISIONS = ("highest", "medium")
 
 
@@ -138,11 +140,22 @@ class Setting:
         return replace(self, calls=max(1, round(milliseconds / self.timed())))
 
 
-def best_setting(run: Callable[[], object]) -> Setting:
-    """The precision with which a peer is faster, by three measurements of each (one, if they are slow)."""
-    trials = {}
+def exact_precisions() -> list[str]:
+    """The float32 matmul precisions that multiply in float32 here: "medium" may mean bfloat16, another result."""
+    found = []
     for precision in PRECISIONS:
-        setting = Setting(run, precision)
+        torch.set_float32_matmul_precision(precision)
+        if multiplies_in_float32():
+            found.append(precision)
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+def best_setting(peer: Setting) -> Setting:
+    """The exact precision with which a peer is faster, by three measurements of each (one, if they are slow)."""
+    trials = {}
+    for precision in exact_precisions():
+        setting = replace(peer, precision=precision)
         slow = setting.timed() > 2000  # and it is warm now
         setting = setting if slow else setting.lasting()
         trials[setting] = min(setting.timed() for _ in range(1 if slow else 3))

@@ -118,7 +118,7 @@ def measured(work: str, b: int, *, seconds: float, with_memory: bool) -> Iterato
     entries = {}
     for name in names:
         run = partial(WORKS[work][name][0](), x, labels)
-        entries[name] = Setting(run).lasting() if name.startswith("kpair") else best_setting(run)
+        entries[name] = Setting(run).lasting() if name.startswith("kpair") else best_setting(Setting(run))
     if not entries:
         return
     entries[ALONE] = Setting(partial(products, x, labels)).lasting()

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.speed.objectives`` prints the table of `benchmarks/speed/objectives.json` and writes it. All
 losses get the same two batches of K embeddings of width 128, a cosine critic at temperature 0.1, and return the
-gradients of both. Peers run with the float32 matmul precision that they are faster with; ours with torch's default,
-which it leaves alone. Needs the extra `bench`.
+gradients of both. Peers run with the float32 matmul precision that they are faster with, of those that multiply in
+float32 on the processor; ours with torch's default, which it leaves alone. One thread is timed by the process's own
+clock. Needs the extra `bench`.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from benchmarks.speed.measure import (
     Setting,
     best_setting,
     by_turns,
+    clock,
     compared,
     context,
     in_a_fresh_process,
@@ -194,9 +196,10 @@ def measured(work: str, k: int, *, seconds: float, memory: bool) -> Iterator[Row
     entries = {}
     for name in names:
         run = partial(step, WORKS[work][name][0](), x, y)
-        entries[name] = Setting(run).lasting() if name.startswith("kpair") else best_setting(run)
+        setting = Setting(run, clock=clock())
+        entries[name] = setting.lasting() if name.startswith("kpair") else best_setting(setting)
     count = 3 if work == "one direction" else 4
-    entries[ALONE] = Setting(partial(products, x.detach(), y.detach(), count=count)).lasting()
+    entries[ALONE] = Setting(partial(products, x.detach(), y.detach(), count=count), clock=clock()).lasting()
     times = by_turns(entries, seconds=seconds)
     megabytes: dict[str, float | None] = {}
     if memory:
@@ -217,7 +220,7 @@ def largest(times_of: int) -> Iterator[Row]:
     milliseconds = {}
     for k in (LARGE, times_of * LARGE) if times_of > 1 else (LARGE,):
         x, y = batches(k)
-        run = Setting(partial(step, WORKS["both directions"]["kpair, tiled"][0](), x, y))
+        run = Setting(partial(step, WORKS["both directions"]["kpair, tiled"][0](), x, y), clock=clock())
         milliseconds[k] = statistics.median(run.timed() for _ in range(3 if k == LARGE else 1))
         megabytes = in_a_fresh_process(
             "benchmarks.speed.objectives", "--peak", "both directions", "kpair, tiled", str(k)
