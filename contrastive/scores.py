@@ -29,6 +29,7 @@ __all__ = [
     "MiningFacts",
     "WeighsNegatives",
     "as_float32",
+    "check_any_positive",
     "check_positives",
     "check_rows",
     "check_square",
@@ -220,6 +221,23 @@ def check_positives(
     return scores, positive, ~positive & present, weights
 
 
+def check_any_positive(
+    function: str, positive: Bool[Tensor, "anchors candidates"], negative: Bool[Tensor, "anchors candidates"]
+) -> None:
+    """The check of labels, for losses that are 0 where an anchor has no positive: a batch of those teaches nothing.
+
+    Arguments:
+        function: name of the caller, for the message.
+        positive: as `check_positives` returns it.
+        negative: as `check_positives` returns it; a batch without any candidate is padding, which needs no positive.
+
+    Raises:
+        ValueError: names `function`.
+    """
+    if eager_on_cpu(positive) and not bool(positive.any()) and bool(negative.any()):
+        raise ValueError(f"{function}: no row has a positive (every label stands alone), expected one at least")
+
+
 def check_square(function: str, scores: Tensor) -> None:
     """The check of shape where anchors and candidates are the same rows, or pair up one to one.
 
@@ -249,6 +267,8 @@ def _check_log_weights(function: str, scores: Tensor, log_weights: Tensor | None
         raise ValueError(
             f"{function}: log_weights have shape {tuple(log_weights.shape)}, expected {tuple(scores.shape)}"
         )
+    if not log_weights.is_floating_point():
+        raise ValueError(f"{function}: log_weights have dtype {log_weights.dtype}, expected a floating-point dtype")
     return as_float32(log_weights)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import refused
 from torch import nn
 
 from contrastive import (
@@ -209,6 +210,36 @@ class TestTheCheckCanFail:
         assert not check_identity(InnerProduct(), x, y, objective=shifted).holds
         assert check_identity(InnerProduct(), x, y, objective=shifted, atol=1e-5).holds
         assert_identity(InnerProduct(), x, y, objective=shifted, atol=1e-5)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("check", [check_identity, assert_identity])
+    def test_batches_that_do_not_fit(self, check):
+        x, y = batch(5, 3, 8)
+        for wrong in (x[0, 0], x[0], x[None]):
+            with refused("check_identity", str(tuple(wrong.shape)), "[N, dx]"):
+                check(lambda a, b: a @ b.T, wrong, y)
+        with refused("check_identity", "5 anchors", "4 positives"):
+            check(InnerProduct(), x, y[:4])
+        for dtype in (torch.int64, torch.bool, torch.complex64):
+            for pair in ((x.to(dtype), y), (x, y.to(dtype))):
+                with refused("check_identity", str(dtype), "floating-point"):
+                    check(InnerProduct(), *pair)
+        with refused("check_identity", "no pairs"):
+            check(InnerProduct(), x[:0], y[:0])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_broken_score_names_its_row(self, value):
+        x, y = batch(5, 3, 8)
+        with refused("row 2 holds a NaN or +inf score"):
+            check_identity(lambda a, b: (a @ b.T).index_fill(0, torch.tensor(2), value), x, y)
+
+    def test_what_an_objective_returns(self):
+        x, y = batch(5, 3, 8)
+        # Of a mean over these some would pass: of a matrix of ones' rows, or of the first losses of equal ones.
+        for objective, shape in ((lambda s: s, "(5, 5)"), (lambda s: kpair_loss(s)[:3], "(3,)")):
+            with refused("check_identity", "objective", shape, "[5] or a scalar"):
+                check_identity(InnerProduct(), x, y, objective=objective)
 
     @pytest.mark.parametrize("critic", [lambda a, b: (a @ b.T)[:, :3], lambda a, b: (a @ b.T).float()])
     def test_scores_that_are_no_square_of_float64(self, critic):

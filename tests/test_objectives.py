@@ -28,6 +28,7 @@ from contrastive import (
     supcon_loss,
     symmetric_loss,
 )
+from contrastive.objectives import each_positive_loss
 from contrastive.rows import softplus
 from contrastive.scores import partners, without_self
 from miners import debiased, detached, hcl, topk
@@ -377,6 +378,34 @@ class TestEveryObjective:
         for scores in (torch.tensor([[0.0], [value]]), torch.tensor([[0.0, 1.0], [value, -INF]])):
             with refused(name, "row 1", "NaN or +inf score"):
                 objective(scores, torch.tensor([0, 0]))
+
+    @pytest.mark.parametrize("shape", [(4,), (1, 3, 4), ()])
+    def test_scores_of_another_rank_are_refused(self, named, shape):
+        name, objective = named
+        with refused(name, str(shape), "[anchors, candidates]"):
+            objective(torch.zeros(shape))
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+    def test_what_does_not_float_is_refused(self, named, dtype):
+        name, objective = named
+        with refused(name, "scores", str(dtype), "floating-point"):
+            objective(torch.zeros(3, 4, dtype=dtype))
+        with refused(name, "log_weights", str(dtype), "floating-point"):
+            objective(torch.zeros(3, 4), log_weights=torch.zeros(3, 4, dtype=dtype))
+
+    def test_targets_that_do_not_fit_are_refused(self, named):
+        name, objective = named
+        scores = torch.zeros(3, 4)
+        for wrong in ([0], [0, 1], [0, 1, 2, 3]):  # one would broadcast in silence
+            with refused(name, f"({len(wrong)},)", "[3]"):
+                objective(scores, torch.tensor(wrong))
+        for wrong in (-1, 4):
+            with refused(name, str(wrong), "[0, 3]"):
+                objective(scores, torch.tensor([0, wrong, 1]))
+        with refused(name, "torch.float32", "integer"):
+            objective(scores, torch.zeros(3))
+        with refused(name, "(3, 2)", "at least 3 candidates"):
+            objective(scores[:, :2])
 
     @pytest.mark.parametrize("value", [math.nan, INF])
     def test_nan_and_infinite_log_weights_are_refused(self, named, value):
@@ -751,6 +780,17 @@ class TestSupcon:
         scores = torch.tensor([[0.0, 1.0, 2.0], [0.0, -INF, 2.0]])
         with refused("supcon_loss", "row 1", "absent"):
             supcon_loss(scores, torch.tensor([[True, True, False], [True, True, False]]))
+
+    @pytest.mark.parametrize("loss", [supcon_loss, each_positive_loss, lifted_loss])
+    def test_labels_without_a_single_positive_are_refused(self, loss):
+        nobody = torch.zeros(3, 4, dtype=torch.bool)
+        with refused(loss.__name__, "no row has a positive"):
+            loss(torch.zeros(3, 4), nobody)
+        scores = torch.full((3, 4), -INF)
+        assert not loss(scores, nobody).any()  # padding throughout needs none
+        scores[1, 2] = 0.0
+        with refused(loss.__name__, "no row has a positive"):
+            loss(scores, nobody)
 
     @pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3,)])
     def test_a_mask_of_another_shape_is_refused(self, shape):

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from contrastive._streaming import check_pairs
 from contrastive.objectives import kpair_loss
 
 __all__ = ["IdentityCheck", "assert_identity", "check_identity"]
@@ -67,13 +68,18 @@ def check_identity(
         The two values and all differences; `.holds` says whether they are within `atol`.
 
     Raises:
-        ValueError: when the critic's scores are not a K x K matrix of float64.
+        ValueError: for batches that are not [K, d] of a floating-point dtype, of equal length and of one pair at
+            least; when the critic's scores are not a K x K matrix of float64, or the objective returns something else
+            than K losses or their mean; what `objective` refuses, in its own name.
 
     Example:
         >>> from contrastive.critics import Bilinear
         >>> check_identity(Bilinear(4), torch.randn(8, 4), torch.randn(8, 4)).holds
         True
     """
+    check_pairs("check_identity", x, y)
+    if not len(x):
+        raise ValueError("check_identity: got no pairs, expected one at least: log 0 is no ceiling")
     if isinstance(critic, nn.Module):
         critic = copy.deepcopy(critic).double()
         parameters = {f"critic.{name}": p for name, p in critic.named_parameters() if p.requires_grad}
@@ -94,7 +100,12 @@ def check_identity(
     # Relative to the largest of its row, nothing changes but the digits that a logarithm of e^10000 would lose.
     shifted = scores - scores.detach().amax(1, keepdim=True)
     infonce = (shifted.diag() - (torch.logsumexp(shifted, 1) - log_k)).mean()
-    claimed = log_k - objective(scores).mean()
+    losses = objective(scores)
+    if losses.shape not in {(), (len(x),)}:
+        raise ValueError(
+            f"check_identity: the objective returned shape {tuple(losses.shape)}, expected [{len(x)}] or a scalar"
+        )
+    claimed = log_k - losses.mean()
     expected = _gradients(infonce, list(leaves.values()))
     actual = _gradients(claimed, list(leaves.values()))
     return IdentityCheck(
