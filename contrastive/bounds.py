@@ -34,7 +34,15 @@ from contrastive.estimators import (
     variational_upper,
 )
 from contrastive.objectives import kpair_loss
-from contrastive.scores import MiningFacts, WeighsNegatives, check_rows, check_values, negatives, target_scores
+from contrastive.scores import (
+    MiningFacts,
+    WeighsNegatives,
+    check_rows,
+    check_values,
+    negatives,
+    target_scores,
+    weighed,
+)
 
 __all__ = [
     "Bound",
@@ -133,7 +141,9 @@ def infonce_bound(
     held = _held_rows("infonce_bound", scores, targets)
     kept = negatives(scores, targets)[held]
     present = kept.sum(1)
-    log_weights = torch.zeros_like(scores) if miner is None else miner(scores, targets).detach()
+    log_weights = torch.zeros_like(scores)
+    if miner is not None:
+        log_weights = weighed("infonce_bound", miner, scores, targets, None).detach()
     loss = kpair_loss(scores, targets, log_weights=log_weights).double()[held]
     facts = _uniform if miner is None else getattr(miner, "facts", MiningFacts())
     rows = scores[held].double(), log_weights[held].double(), kept

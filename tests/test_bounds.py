@@ -197,6 +197,12 @@ class TestInfonce:
             with refused(name, "no candidate", str(shape)):
                 function(torch.full(shape, -INF))
 
+    def test_what_is_no_miner(self):
+        with refused("infonce_bound", "returned NoneType"):
+            infonce_bound(torch.zeros(2, 2), miner=lambda scores, targets, *, anchors=None: None)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'anchors'"):
+            infonce_bound(torch.zeros(2, 2), miner=hcl)  # not hcl(1.0): said in docs/miners.md
+
     def test_no_graph_is_kept(self):
         scores = torch.randn(4, 4, requires_grad=True)
         for bound in (infonce_bound(scores), infonce_bound(scores, miner=hcl(1.0)), nwj_bound(scores)):
