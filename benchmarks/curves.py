@@ -71,8 +71,10 @@ def figure(panels: Sequence[Panel], rows: Sequence[Row]) -> "Figure | None":
     axes = made.subplots(height, columns, squeeze=False).flatten()
     for ax in axes[len(drawn) :]:
         ax.set_visible(False)
+    names = dict.fromkeys(name for _, curves in drawn for name in curves)
+    colours = {name: f"C{i}" for i, name in enumerate(names)}  # the same one in every panel
     for ax, (panel, curves) in zip(axes, drawn, strict=False):
-        _paint(ax, panel, curves, rows)
+        _paint(ax, panel, curves, rows, colours)
     return made
 
 
@@ -87,8 +89,13 @@ def _curves(panel: Panel, rows: Sequence[Row]) -> dict[str, list[tuple[list[floa
 
 
 def _paint(
-    ax: "Axes", panel: Panel, curves: dict[str, list[tuple[list[float], np.ndarray]]], rows: Sequence[Row]
+    ax: "Axes",
+    panel: Panel,
+    curves: dict[str, list[tuple[list[float], np.ndarray]]],
+    rows: Sequence[Row],
+    colours: dict[str, str],
 ) -> None:
+    in_nats, tops = "nats" in panel.label, list[float]()
     for name, members in curves.items():
         # A run that left the floats has a shorter curve: the mean is over those that are left.
         longest = max(members, key=lambda member: len(member[0]))[0]
@@ -99,8 +106,12 @@ def _paint(
         mean = np.nansum(values, 0) / np.where(count > 0, count, np.nan)
         spread = np.sqrt(np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1))
         if mean.ndim == 1:
-            (line,) = ax.plot(longest, mean, label=name or None, marker="." if len(longest) < 30 else None)
-            ax.fill_between(longest, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+            colour, marker = colours[name], "." if len(longest) < 30 else None
+            ax.plot(longest, mean, label=name or None, marker=marker, color=colour)
+            # Around a mean that is below the axis the deviation is of that size, and would fill the panel.
+            shown = mean >= LOWEST_NATS if in_nats else np.isfinite(mean)
+            ax.fill_between(longest, mean - spread, mean + spread, where=shown, color=colour, alpha=0.2, linewidth=0)
+            tops += (mean + spread)[shown].tolist()
         else:
             for column in range(mean.shape[1]):
                 ax.plot(longest, mean[:, column], marker=".", color=f"C{column}")
@@ -110,11 +121,13 @@ def _paint(
         if known or not isinstance(value, str):
             height = statistics.fmean(known) if isinstance(value, str) else value
             ax.axhline(height, color="black", linestyle="--", linewidth=1, label=panel.level[1])
+            tops.append(height)
     ax.set(title=panel.title, xlabel="iteration", ylabel=panel.label)
     ax.title.set_fontsize(10)
-    if "nats" in panel.label and ax.get_ylim()[1] > LOWEST_NATS > ax.get_ylim()[0]:
-        # I_NWJ may start anywhere below; what it comes to is what the figure is for.
-        ax.set_ylim(bottom=LOWEST_NATS)
+    if in_nats and tops and ax.get_ylim()[0] < LOWEST_NATS:
+        # I_NWJ may start anywhere below; what it comes to is what the figure is for. (The margin of matplotlib is a
+        # share of all heights, those below too.)
+        ax.set_ylim(LOWEST_NATS, max(tops) + 0.05 * (max(tops) - LOWEST_NATS))
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7)

@@ -6,6 +6,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+@cache
 def commit() -> str:
-    """The commit that is checked out, shortened."""
+    """The commit that was checked out when it was first asked for, shortened: later ones are not what runs."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
 
@@ -64,12 +66,12 @@ def run(
         if (row["experiment"], row["config"], row["seed"]) == (experiment, config, seed):
             return
     line: dict[str, Any] = {"experiment": experiment, "config": config, "seed": seed}
-    start = time.perf_counter()
+    by, start = commit(), time.perf_counter()
     try:
         line |= {"status": "ok", **work()}
     except Exception:
         line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
-    line |= {"seconds": round(time.perf_counter() - start, 1), "commit": commit()}
+    line |= {"seconds": round(time.perf_counter() - start, 1), "commit": by}
     line["versions"] = {name: version(name) for name in packages}
     append(path, line)
     print(json.dumps({k: line[k] for k in line if k not in ("commit", "versions")}), flush=True)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["image", "table", "write"]
 
+# Dots an inch of a figure, and pixels below which neither it nor a table shrinks.
+_DPI, _LEAST = 110, 720
+
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as HTML.
@@ -35,10 +38,13 @@ def image(drawn: "Figure", path: Path, alt: str) -> str:
         alt: what it shows, in words.
     """
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=110)
+    drawn.savefig(buffer, format="png", dpi=_DPI)
     write_bytes(path, buffer.getvalue())
     uri = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{uri}" alt="{html.escape(alt)}">'
+    # A phone shows panels at a size that can be read, and scrolls.
+    least = min(_LEAST, drawn.get_figwidth() * _DPI)
+    source = f'src="data:image/png;base64,{uri}"'
+    return f'<div class=wide><img style="min-width: {least:.0f}px" {source} alt="{html.escape(alt)}"></div>'
 
 
 def write(path: Path, title: str, heading: str, note: str, body: Sequence[str]) -> Path:
@@ -68,6 +74,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em aut
 img {{ max-width: 100% }}
 .wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse; margin: 1em 0; font-size: 13px }}
+@media (max-width: 720px) {{ .wide > table {{ min-width: 720px }} }}
 td, th {{ border-bottom: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top }}
 .bad {{ color: #a00 }}
 </style></head><body>

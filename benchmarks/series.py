@@ -140,7 +140,7 @@ def attempt(run: Run, tick: Tick) -> dict[str, Any]:
         tick: is told the share that is done.
     """
     line: dict[str, Any] = {"format": FORMAT, "experiment": run.experiment, "config": run.config, "seed": run.seed}
-    start, cpu = time.perf_counter(), time.process_time()
+    by, start, cpu = lines.commit(), time.perf_counter(), time.process_time()
     try:
         line |= {"status": "ok", **run.work(tick)}
     except Exception:
@@ -150,7 +150,7 @@ def attempt(run: Run, tick: Tick) -> dict[str, Any]:
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     earlier = line.pop("earlier", {})
     line |= {key: round(earlier.get(key, 0.0) + value, 1) for key, value in spent.items()}
-    line |= {"commit": lines.commit(), "hardware": hardware}
+    line |= {"commit": by, "hardware": hardware}
     return _plain({**line, "versions": {k: used[k] for k in ("python", "torch", "kpair", "scikit-learn") if k in used}})
 
 
@@ -185,7 +185,7 @@ def parser(description: str, *, seeds: dict[str, int]) -> argparse.ArgumentParse
         seeds: runs of each configuration, by preset.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--preset", choices=PRESETS, default="quick", help="paper: published settings, not run here")
+    made.add_argument("--preset", choices=PRESETS, default="quick", help="paper: published settings, hours")
     told = ", ".join(f"{preset} {count}" for preset, count in seeds.items())
     made.add_argument("--seeds", type=int, default=None, help=f"runs of each ({told})")
     made.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw and the like")
