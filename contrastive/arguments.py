@@ -18,6 +18,8 @@ __all__ = [
     "Conditional",
     "GaussianConditional",
     "OwnConditional",
+    "OwnConditionalAndNormal",
+    "Pairs",
     "Scores",
     "ScoresAndBaseline",
     "ScoresAndLogRatio",
@@ -147,6 +149,36 @@ class OwnConditional(Conditional):
         if isinstance(self.conditional, GaussianConditional):
             return (self.conditional.own(x, y),)
         return (self.conditional(x, y).diagonal(),)
+
+
+class OwnConditionalAndNormal(OwnConditional):
+    """Creates the same beside a model of y alone that knows nothing: the standard normal."""
+
+    def forward(self, x: Float[Tensor, "n dx"], y: Float[Tensor, "n dy"]) -> tuple[Tensor, ...]:
+        """The log-density of every y given its own x, and that of the normal."""
+        return (*super().forward(x, y), -(y.square() + math.log(2 * math.pi)).sum(1) / 2)
+
+
+class Pairs(nn.Module):
+    """Creates the pairs themselves, for an estimator without a critic.
+
+    Arguments:
+        critic: None.
+        dim_x: width of x.
+        dim_y: width of y.
+
+    Raises:
+        ValueError: for a critic.
+    """
+
+    def __init__(self, critic: nn.Module | None, dim_x: int, dim_y: int) -> None:
+        super().__init__()
+        if critic is not None:
+            raise ValueError(f"Pairs: critic is {critic!r}, expected None: the estimator reads the pairs themselves")
+
+    def forward(self, x: Float[Tensor, "n dx"], y: Float[Tensor, "n dy"]) -> tuple[Tensor, ...]:
+        """Both as they are."""
+        return x, y
 
 
 Arguments = Callable[[nn.Module | None, int, int], nn.Module]

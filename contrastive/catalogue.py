@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from contrastive.arguments import (
     Arguments,
     Conditional,
     OwnConditional,
+    OwnConditionalAndNormal,
+    Pairs,
     Scores,
     ScoresAndBaseline,
     ScoresAndLogRatio,
@@ -40,7 +43,9 @@ from contrastive.estimators import (
     symmetric_infonce,
     tractable_nce,
     tuba,
+    variational_upper,
 )
+from contrastive.ksg import ksg
 
 __all__ = [
     "CLUB",
@@ -50,6 +55,7 @@ __all__ = [
     "INFONCE",
     "INTERPOLATED",
     "JENSEN_SHANNON",
+    "KSG",
     "LEAVE_ONE_OUT_UPPER",
     "MINE",
     "NWJ",
@@ -57,6 +63,7 @@ __all__ = [
     "SYMMETRIC_INFONCE",
     "TRACTABLE_NCE",
     "TUBA",
+    "VARIATIONAL_UPPER",
     "Estimator",
     "barber_agakov_with",
     "interpolated_at",
@@ -101,7 +108,8 @@ class Estimator:
         """Evaluates the estimator and says what may be claimed of the value.
 
         Arguments:
-            *inputs: of `value`, from held-out pairs: scores or log-conditionals, then a baseline or log-ratio.
+            *inputs: of `value`, from held-out pairs: scores or log-conditionals, then a baseline, log-ratio or
+                log-marginal; of `KSG` the pairs, x and y.
             learnt: whether a conditional is a model; the true one otherwise.
 
         Returns:
@@ -303,7 +311,8 @@ def barber_agakov_with(entropy: float) -> Estimator:
     """The bound of Barber and Agakov, of a y whose entropy is known.
 
     Arguments:
-        entropy: h(Y) in nats, of y as it is given to the model: standardising adds -mean log of the scales, times d.
+        entropy: h(Y) in nats, in the units of y as it is given. (Where `estimate_mi` standardises its columns, it
+            counts the scales.)
     """
     return Estimator(
         name="Barber-Agakov",
@@ -374,7 +383,35 @@ CLUB = Estimator(
     exact=True,
 )
 
-#: All that can be trained from samples alone.
+VARIATIONAL_UPPER = Estimator(
+    name="variational upper bound",
+    formula=r"\operatorname{mean}_i (\log p(y_i | x_i) - \log m(y_i))",
+    direction="upper",
+    optimum="m = p(y)",
+    cap=_none,
+    variance="small: no exponentials",
+    reference=("Alemi et al., 2017", "https://arxiv.org/abs/1612.00410"),
+    why="I + D(p(y) || m) for the exact p(y|x) and any density m",
+    value=variational_upper,
+    arguments=OwnConditionalAndNormal,
+    objective=lambda: lambda log_conditional, log_marginal: log_conditional.mean(),
+    exact=True,
+)
+
+KSG = Estimator(
+    name="KSG",
+    formula=r"\psi(k) + \psi(n) - \operatorname{mean}_i (\psi(n^x_i + 1) + \psi(n^y_i + 1))",
+    direction="neither",
+    optimum="no critic",
+    cap=_none,
+    variance="small",
+    reference=("Kraskov et al., 2004", "https://arxiv.org/abs/cond-mat/0305641"),
+    why="densities are taken as constant among neighbours, far too low in many dimensions",
+    value=lambda x, y: torch.tensor(ksg(x, y), dtype=torch.float64),
+    arguments=Pairs,
+)
+
+#: All that are trained from samples alone. (The marginal of `VARIATIONAL_UPPER` is a choice, the standard normal.)
 ESTIMATORS = (
     INFONCE,
     SYMMETRIC_INFONCE,

@@ -128,7 +128,8 @@ def estimate_mi(
 
     Raises:
         ValueError: for x and y that are no pairs of finite numbers, too few of them for two held-out batches, one of
-            training and, if asked for, one of validation; and for options out of range.
+            training and, if asked for, one of validation; for an estimator that is not of the catalogue, a critic that
+            is no module, and options out of range.
 
     Example:
         >>> x = torch.randn(3000, 2)
@@ -141,6 +142,13 @@ def estimate_mi(
         | https://arxiv.org/abs/1905.06922
     """
     a, b = as_pairs("estimate_mi", x, y)
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            f"estimate_mi: estimator is {estimator!r}, expected one of contrastive.catalogue, such as NWJ: "
+            "a function of scores does not say what it claims"
+        )
+    if critic is not None and (isinstance(critic, type) or not callable(critic)):
+        raise ValueError(f"estimate_mi: critic is {critic!r}, expected a module (x, y) -> scores, such as Bilinear(2)")
     _check_options(steps=steps, every=every, pairs=pairs, lr=lr, patience=patience)
     sizes = _sizes(len(a), pairs, held_out, validation)
     place = torch.device(device) if device is not None else a.device

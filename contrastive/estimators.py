@@ -66,8 +66,9 @@ def donsker_varadhan(
         \hat I_{DV} = m - \ell
 
     The limit of infinite samples is a lower bound; the estimate is none, for the log stands outside the mean of the
-    samples (Jensen): with the exact critic and 64 pairs of 10 nats it reads 11.4. It does not change when a constant is
-    added to the critic, whose optimum is :math:`\log p(y|x)/p(y) + c`.
+    samples (Jensen): with the exact critic and 64 pairs of 10 nats it reads 11.4. It has no cap, and at high
+    information the variance of `nwj`. It does not change when a constant is added to the critic, whose optimum is
+    :math:`\log p(y|x)/p(y) + c`.
 
     Arguments:
         scores: :math:`s_{ij}`; absent candidates (:math:`-\infty`) and rows without any count as nothing.
@@ -99,8 +100,8 @@ class Mine(nn.Module):
         a \leftarrow \beta a + (1 - \beta) e^{\ell}
 
     A batch's own :math:`e^\ell` in the denominator biases the gradient; the moving average a does so less. It is kept
-    as a logarithm, starts with the first batch, moves in training mode only, and is saved with the model. What to
-    report is `donsker_varadhan`.
+    as a logarithm, starts with the first batch, moves in training mode only, and is saved with the model. Report
+    `donsker_varadhan`: no bound, no cap, and the variance of `nwj`.
 
     Arguments:
         decay: :math:`\beta`, in [0, 1); 0 gives the gradient of `donsker_varadhan`.
@@ -155,7 +156,7 @@ def nwj(
     .. math::
         \hat I_{NWJ} = m - e^{\ell - 1}
 
-    Both terms are unbiased, so its expectation is a lower bound for every critic; the optimum is
+    Both terms are unbiased, so its expectation is a lower bound for every critic, without a cap; the optimum is
     :math:`1 + \log p(y|x)/p(y)`. With N independent negatives the second term has the variance
     :math:`(E_q r^2 - 1)/N \ge (e^I - 1)/N`, for Gaussians :math:`(e^{2I} - 1)/N`.
 
@@ -192,8 +193,8 @@ def nwj_of_log_ratio(
     .. math::
         \hat I = 1 + m - e^{\ell}
 
-    The same as ``nwj(scores + 1)``. To evaluate a critic that estimates :math:`\log p(y|x)/p(y)` by `nwj` instead
-    costs :math:`1/e` at its optimum.
+    The same as ``nwj(scores + 1)``: a lower bound without a cap, of the same variance. To evaluate a critic that
+    estimates :math:`\log p(y|x)/p(y)` by `nwj` instead costs :math:`1/e` at its optimum.
 
     Arguments:
         scores: as in `donsker_varadhan`.
@@ -230,7 +231,8 @@ def tuba(
             - \operatorname{mean}_{i,\, j \ne t(i)} e^{s_{ij}} / a(y_j)
 
     A lower bound for every critic and every :math:`a > 0` that reads the candidate alone; the optimum is :math:`s =
-    \log p(y|x)` up to a function of y, with a the mean of :math:`e^s` over x. Constant :math:`a = e` is `nwj`.
+    \log p(y|x)` up to a function of y, with a the mean of :math:`e^s` over x. Constant :math:`a = e` is `nwj`, whose
+    variance it has, without a cap as well.
 
     Arguments:
         scores: as in `donsker_varadhan`.
@@ -313,10 +315,10 @@ def infonce(
     .. math::
         \hat I_{NCE} = \log K + \operatorname{mean}_i \Bigl(s_{i,t(i)} - \log \sum_j e^{s_{ij}}\Bigr)
 
-    A lower bound in expectation for every critic, and never above :math:`\log K`. Rows normalise over candidates, so
-    the optimum is :math:`\log p(y|x)/p(y) + c(x)`, not :math:`\log p(y|x)`; for the direction that normalises over
-    anchors, where :math:`\log p(y|x) + c(y)` is optimal, pass ``scores.T``. `contrastive.infonce_bound` takes miners
-    into account.
+    A lower bound in expectation for every critic, of little variance, and never above :math:`\log K`. Rows normalise
+    over candidates, so the optimum is :math:`\log p(y|x)/p(y) + c(x)`, not :math:`\log p(y|x)`; for the direction that
+    normalises over anchors, where :math:`\log p(y|x) + c(y)` is optimal, pass ``scores.T``. `contrastive.infonce_bound`
+    takes miners into account.
 
     Arguments:
         scores: as in `donsker_varadhan`; K counts what is present.
@@ -345,8 +347,8 @@ def symmetric_infonce(scores: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]
     .. math::
         \hat I = \tfrac12 \bigl(\hat I_{NCE}(S) + \hat I_{NCE}(S^\top)\bigr)
 
-    A mean of bounds bounds; the larger of the two directions does not. The optimum is
-    :math:`\log p(y|x)/p(y) + c`.
+    A mean of lower bounds is one, at most :math:`\log K` and of little variance; the larger of the two directions is
+    none. The optimum is :math:`\log p(y|x)/p(y) + c`.
 
     Arguments:
         scores: the positives on the diagonal.
@@ -379,8 +381,8 @@ def jensen_shannon(
         J = -\operatorname{mean}_i \log(1 + e^{-s_{i,t(i)}})
             - \operatorname{mean}_{i,\, j \ne t(i)} \log(1 + e^{s_{ij}})
 
-    Its optimum is :math:`\log p(y|x)/p(y)`, its value no information: report `nwj_of_log_ratio` of the trained critic,
-    a lower bound, or `smile`.
+    Its optimum is :math:`\log p(y|x)/p(y)`, its value no information and no bound, at most 0, of little variance:
+    report `nwj_of_log_ratio` of the trained critic, a lower bound (the variance is back then), or `smile`.
 
     Arguments:
         scores: as in `donsker_varadhan`.
@@ -415,8 +417,9 @@ def smile(
     .. math::
         \hat I_\tau = m - \log \operatorname{mean}_{i,\, j \ne t(i)} e^{\max(-\tau, \min(\tau, s_{ij}))}
 
-    Little variance, and no bound: with the exact critic, 64 pairs and clip 5 it reads 12.1 at 10 nats. Positives are
-    not clipped. Infinite :math:`\tau` is `donsker_varadhan`.
+    Little variance, no cap, and no bound: with the exact critic, 64 pairs and clip 5 it reads 12.1 at 10 nats. The mean
+    of N clipped exponentials has a variance of at most :math:`(e^\tau - e^{-\tau})^2 / 4N`. Positives are not clipped.
+    Infinite :math:`\tau` is `donsker_varadhan`.
 
     Arguments:
         scores: as in `donsker_varadhan`; the critic's optimum is :math:`\log p(y|x)/p(y)`.
@@ -451,8 +454,8 @@ def flo(scores: Float[Tensor, "pairs pairs"], *, log_ratio: Float[Tensor, " pair
             \Bigl(u_i - e^{u_i - s_{ii}} \operatorname{mean}_{j \ne i} e^{s_{ij}}\Bigr)
 
     Nothing but means of samples: a lower bound in expectation for every critic and u, with any number of negatives and
-    without a cap. The optimum is :math:`u = \log p(y|x)/p(y)`, s the same up to a function of x. The mean of u alone,
-    which some report, is no bound.
+    without a cap, of `nwj`'s variance. The optimum is :math:`u = \log p(y|x)/p(y)`, s the same up to a function of x.
+    The mean of u alone, which some report, is no bound.
 
     Arguments:
         scores: the positives on the diagonal.
@@ -486,9 +489,9 @@ def barber_agakov(log_conditional: Float[Tensor, " pairs"], *, entropy: float) -
     .. math::
         \hat I_{BA} = h(Y) + \operatorname{mean}_i \log q(y_i | x_i)
 
-    A lower bound for every q, tight at :math:`q = p(y|x)`. The entropy that goes with :math:`q(y|x)` is that of **y**;
-    where it is unknown the mean alone can be maximised, but is no information. With an estimated entropy nothing
-    bounds.
+    A lower bound for every q, tight at :math:`q = p(y|x)`, without a cap; its variance is that of a mean log-density.
+    The entropy that goes with :math:`q(y|x)` is that of **y**; where it is unknown the mean alone can be maximised, but
+    is no information. With an estimated entropy nothing bounds.
 
     Arguments:
         log_conditional: :math:`\log q(y_i|x_i)` of every pair.
@@ -521,8 +524,9 @@ def variational_upper(
     .. math::
         \hat I_{VUB} = \operatorname{mean}_i \bigl(\log p(y_i | x_i) - \log m(y_i)\bigr)
 
-    An upper bound for every density m, tight at :math:`m = p(y)`; with a standard normal m it is the rate of a
-    variational auto-encoder. With a learnt conditional it is neither. `leave_one_out_upper` takes m from the batch.
+    An upper bound for every density m, tight at :math:`m = p(y)`, of little variance, without a cap; with a standard
+    normal m it is the rate of a variational auto-encoder. With a learnt conditional it is neither.
+    `leave_one_out_upper` takes m from the batch.
 
     Arguments:
         log_conditional: :math:`\log p(y_i|x_i)` of every pair, exact.
@@ -557,7 +561,8 @@ def tractable_nce(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[Tensor
     .. math::
         \hat I_{TNCE} = \operatorname{mean}_i \Bigl(\log p(y_i|x_i) - \log \operatorname{mean}_j p(y_i|x_j)\Bigr)
 
-    It normalises over **anchors**, ``infonce(log_conditional.T)``: a lower bound, at most :math:`\log K`. Leaving the
+    It normalises over **anchors**, ``infonce(log_conditional.T)``: a lower bound of little variance, at most
+    :math:`\log K`. Leaving the
     own pair out turns it into an upper one, `leave_one_out_upper`; the two enclose I.
 
     Arguments:
@@ -588,8 +593,9 @@ def leave_one_out_upper(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[
         \hat I_{L1O} = \operatorname{mean}_i \Bigl(\log p(y_i|x_i) - \log \operatorname{mean}_{j \ne i} p(y_i|x_j)\Bigr)
 
     The mixture of the others is a density of :math:`y_i` that does not know its pair, so this is `variational_upper`
-    with a random m: an upper bound. It runs over anchors for each candidate; over candidates for each anchor (as in
-    torch-mist) it bounds nothing. With a learnt conditional it is neither.
+    with a random m: an upper bound without a cap, of large variance where no other pair is near. It runs over anchors
+    for each candidate; over candidates for each anchor (as in torch-mist) it bounds nothing. With a learnt conditional
+    it is neither.
 
     Arguments:
         log_conditional: :math:`P_{ij} = \log p(y_j|x_i)`, exact.
@@ -620,11 +626,11 @@ def club(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]:
     .. math::
         \hat I_{CLUB} = \operatorname{mean}_i P_{ii} - \operatorname{mean}_{i \ne j} P_{ij}
 
-    With the exact conditional its expectation is :math:`I + D(p(x)p(y) \Vert p(x,y))`, an upper bound with a large bias
-    (for correlated Gaussians :math:`d \rho^2 / (1 - \rho^2)`, 4.43 at 2 nats) and little variance: for minimising
-    information, not for measuring it. With a learnt q it is :math:`I + D(p(x)p(y) \Vert q) - D(p(x,y) \Vert q)`, q
-    standing for :math:`p(x) q(y|x)`: an upper bound only where the first divergence is the larger one. (The paper
-    averages all pairs, the own too, which takes :math:`1/K` off.)
+    With the exact conditional its expectation is :math:`I + D(p(x)p(y) \Vert p(x,y))`, an upper bound without a cap, of
+    large bias (for correlated Gaussians :math:`d \rho^2 / (1 - \rho^2)`, 4.43 at 2 nats) and little variance: for
+    minimising information, not for measuring it. With a learnt q it is :math:`I + D(p(x)p(y) \Vert q) - D(p(x,y) \Vert
+    q)`, q standing for :math:`p(x) q(y|x)`: an upper bound only where the first divergence is the larger one. (The
+    paper averages all pairs, the own too, which takes :math:`1/K` off.)
 
     Arguments:
         log_conditional: :math:`P_{ij} = \log p(y_j|x_i)`.

@@ -18,12 +18,14 @@ from contrastive.catalogue import (
     DONSKER_VARADHAN,
     ESTIMATORS,
     INFONCE,
+    KSG,
     LEAVE_ONE_OUT_UPPER,
     NWJ,
     SMILE,
+    VARIATIONAL_UPPER,
     barber_agakov_with,
 )
-from contrastive.estimators import infonce
+from contrastive.estimators import infonce, nwj
 from contrastive.tasks import bent, cubic, gaussian, sparse, student
 
 
@@ -43,6 +45,7 @@ def quick(x, y, estimator=INFONCE, critic=None, **options):
 BANDS = {
     "leave one out (minibatch upper bound)": (0.85, 1.25),
     "CLUB": (1.6, 4.5),
+    "variational upper bound": (0.85, 1.15),
     "Donsker-Varadhan": (0.6, 1.15),
     "MINE": (0.4, 1.15),
     "SMILE": (0.6, 1.15),
@@ -53,7 +56,7 @@ BANDS = {
 
 
 class TestEveryEstimator:
-    @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
+    @pytest.mark.parametrize("estimator", [*ESTIMATORS, VARIATIONAL_UPPER], ids=lambda e: e.name)
     def test_reads_one_nat(self, pairs, estimator):
         found = quick(*pairs, estimator)
         low, high = BANDS.get(estimator.name, (0.3, 1.1))
@@ -80,15 +83,30 @@ class TestEveryEstimator:
         plain = quick(x, y, barber_agakov_with(task.entropy), standardise=False)
         assert plain.value == pytest.approx(found.value, abs=0.1)
 
+    def test_the_reference_is_judged_in_batches_as_well(self, pairs):
+        found = quick(*pairs, KSG, pairs=400, standardise=False)
+        assert 0.85 < found.value < 1.1
+        assert (found.steps, found.batches, found.bound.direction) == (0, 3, "neither")
+        judged = torch.split(seeded_order(6000), [3600, 1200, 1200])[2]
+        values = [ksg(*(z[part].double() for z in pairs)) for part in judged.split(400)]
+        assert found.value == pytest.approx(statistics.fmean(values), abs=1e-9)
+        with refused("Pairs", "critic is InnerProduct", "expected None"):
+            quick(*pairs, KSG, InnerProduct())
+
+
+def seeded_order(count):
+    """The order in which `estimate_mi` splits pairs by the seed 0."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return torch.randperm(count)
+
 
 class TestWhatIsReported:
     def test_the_value_is_the_mean_of_held_out_batches(self, pairs):
         """Batch by batch, from the module that is returned: split, order and interval are those that are documented."""
         x, y = pairs
         found = quick(x, y, steps=50, held_out=0.25)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            judged = torch.split(torch.randperm(6000), [3300, 1200, 1500])[2]
+        judged = torch.split(seeded_order(6000), [3300, 1200, 1500])[2]
         values = []
         for i in range(1500 // 64):
             part = judged[64 * i : 64 * (i + 1)]
@@ -272,6 +290,10 @@ class TestData:
             (lambda: estimate_mi(x, y, every=0), ("estimate_mi", "every is 0")),
             (lambda: estimate_mi(x, y, patience=0), ("estimate_mi", "patience is 0")),
             (lambda: estimate_mi(x, y, lr=math.inf), ("estimate_mi", "lr is inf")),
+            (lambda: estimate_mi(x, y, nwj), ("estimate_mi", "estimator is <function nwj", "contrastive.catalogue")),
+            (lambda: estimate_mi(x, y, Bilinear(2)), ("estimate_mi", "estimator is Bilinear", "contrastive.catalogue")),
+            (lambda: estimate_mi(x, y, NWJ, Bilinear), ("estimate_mi", "critic is <class", "(x, y) -> scores")),
+            (lambda: estimate_mi(x, y, NWJ, "bilinear"), ("estimate_mi", "critic is 'bilinear'")),
             (lambda: ksg(x, y[:-1]), ("ksg", "x has 6000 rows")),
             (lambda: ksg(x[:5], y[:5], neighbours=5), ("ksg", "neighbours is 5", "1 to 4")),
         ):

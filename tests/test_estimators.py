@@ -17,18 +17,20 @@ from hypothesis import strategies as st
 from references import INF, refused, scores_with_gaps
 from test_theory import collected
 
-from benchmarks.estimators import gaussians, oracle
-from contrastive import bounds, estimators, infonce_bound, kpair_loss, nwj_bound
+from benchmarks.estimators import gaussians, mist, oracle
+from contrastive import bounds, estimators, infonce_bound, kpair_loss, ksg, nwj_bound
 from contrastive.catalogue import (
     CLUB,
     DONSKER_VARADHAN,
     ESTIMATORS,
     INFONCE,
     INTERPOLATED,
+    KSG,
     LEAVE_ONE_OUT_UPPER,
     NWJ,
     SMILE,
     TRACTABLE_NCE,
+    VARIATIONAL_UPPER,
     barber_agakov_with,
     interpolated_at,
     mine_with,
@@ -790,12 +792,18 @@ class TestInput:
                 call()
 
 
+EVERY = (*ESTIMATORS, barber_agakov_with(1.0), VARIATIONAL_UPPER, KSG)
+
+
 class TestCatalogue:
     def test_names_are_where_they_are_looked_for(self):
         for name in estimators.__all__:
             assert getattr(bounds, name) is getattr(estimators, name)
             assert name in bounds.__all__
-        assert len({estimator.name for estimator in ESTIMATORS}) == len(ESTIMATORS)
+        assert len({estimator.name for estimator in EVERY}) == len(EVERY)
+        # Every function has an entry that reports it, but those that are only maximised.
+        reported = {word for e in EVERY for word in (e.value.__name__, *e.value.__code__.co_names)}
+        assert set(estimators.__all__) - reported == {"Mine", "jensen_shannon"}
 
     def test_the_old_bounds_are_the_new_estimates(self):
         scores, targets = scores_with_gaps(6, 9)
@@ -809,7 +817,20 @@ class TestCatalogue:
         assert claimed.status == expected.status
         assert float(infonce(square)) == pytest.approx(log(6) - float(kpair_loss(square).mean()), abs=1e-14)
 
-    @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
+    @pytest.mark.parametrize("name", estimators.__all__)
+    def test_docstrings_say_direction_cap_variance_and_reference(self, name):
+        told = getattr(estimators, name).__doc__
+        for fact in (
+            r"\.\. math::",
+            r"\bbounds?\b",
+            r"\bcap\b|at most|never above",
+            "variance",
+            r"\(.+, \d{4}\)\n",
+            "https://",
+        ):
+            assert re.search(fact, told), fact
+
+    @pytest.mark.parametrize("estimator", EVERY, ids=lambda e: e.name)
     def test_every_entry_claims_what_it_may(self, estimator):
         found = estimator.claim(1.0, 8, learnt=True)
         assert (found.status == "bound") == (found.direction != "neither")
@@ -824,6 +845,14 @@ class TestCatalogue:
         p = torch.randn(6, 6)
         for estimator, direction in ((LEAVE_ONE_OUT_UPPER, "upper"), (CLUB, "upper"), (TRACTABLE_NCE, "lower")):
             assert estimator.bound(p).direction == direction
+        found = VARIATIONAL_UPPER.bound(p[0], p[1])
+        assert (found.direction, found.status, found.cap) == ("upper", "bound", INF)
+        assert found.value == pytest.approx(float((p[0] - p[1]).double().mean()), abs=1e-6)
+        assert VARIATIONAL_UPPER.bound(p[0], p[1], learnt=True).status == "not a bound"
+        x, y = torch.randn(40, 2), torch.randn(40)
+        found = KSG.bound(x, y)
+        assert (found.direction, found.status) == ("neither", "not a bound")
+        assert found.value == ksg(x.double(), y.double())
         for estimator in (LEAVE_ONE_OUT_UPPER, CLUB):
             found = estimator.bound(p, learnt=True)
             assert (found.direction, found.status) == ("neither", "not a bound")
@@ -853,7 +882,7 @@ class TestThePage:
             for row in self.TEXT.splitlines()
             if row[:2] == "| "
         }
-        for estimator in (*ESTIMATORS, barber_agakov_with(1.0)):
+        for estimator in EVERY:
             cells = rows[estimator.name]
             assert cells[3].startswith(estimator.direction)
             assert cells[4] == "none" if estimator.cap(8) == INF else "log" in cells[4]
@@ -884,3 +913,14 @@ class TestTheBenchmark:
         table = gaussians.table("gaussian")
         for name in gaussians.arms():
             assert f"| {name} | " in table
+
+    @pytest.mark.parametrize("of", ["oracle", "gaussians", "mist"])
+    def test_the_page_prints_the_tables_of_the_lines(self, of):
+        printed = {
+            "oracle": lambda: f"{oracle.table(64)}\n\n{oracle.table(128)}",
+            "gaussians": lambda: "\n\n".join(map(gaussians.table, ("gaussian", "cubic"))),
+            "mist": mist.table,
+        }[of]()
+        page = Path(oracle.__file__).with_name("README.md").read_text()
+        for table in printed.split("\n\n"):
+            assert table in page, f"python -m benchmarks.estimators.{of} --table"

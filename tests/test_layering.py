@@ -18,9 +18,9 @@ LAYERS = [
     {"_strips", "estimators", "arguments", "adversarial"},
     {"_streaming"},
     {"tiled", "_ring"},
-    {"bounds", "criterion"},
+    {"bounds", "criterion", "ksg"},
     {"distributed"},
-    {"catalogue", "ksg", "tasks", "pairings"},
+    {"catalogue", "tasks", "pairings"},
     {"estimation", "noise", "mixture"},
     {"data", "encoders", "views", "batches", "vectors", "options", "tables", "thumbnails"}
     | {"taps", "wrappers", "receptive"},
