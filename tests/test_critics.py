@@ -295,6 +295,8 @@ class TestNetworks:
         assert count(Bilinear(5)) == 25
         assert count(Separable(5, 3, hidden=7, out=4, layers=2)) == (5 * 7 + 7) + (3 * 7 + 7) + 2 * (56 + 7 * 4 + 4)
         assert count(Concat(5, 3, hidden=7, layers=2)) == 8 * 7 + 7 + 56 + 8
+        # Tschannen et al. (2020), figure 3: 10k for the bilinear critic, about 40k for both networks.
+        assert (count(Bilinear(100)), count(Separable(100)), count(Concat(100))) == (10_000, 40_400, 40_401)
 
     @pytest.mark.parametrize("n", [0, 1, 8, 19])
     def test_the_gradient_of_a_concatenated_critic_is_that_of_the_plain_form(self, n):

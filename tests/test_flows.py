@@ -1,5 +1,7 @@
 """Flows: the inverse is exact, the Jacobian is what the couplings say, the start is what the paper says."""
 
+import math
+
 import pytest
 import torch
 
@@ -54,6 +56,26 @@ def test_it_starts_as_a_permutation():
     for permutation in flow.permutations:
         order = order[permutation]
     assert torch.allclose(flow(x), x[:, order], atol=1e-5)
+
+
+def test_couplings_that_scale_start_at_log_2():
+    flow = RealNVP(392, affine=True).requires_grad_(False)
+    assert sum(p.numel() for p in flow.parameters()) == 30 * (196 * 512 + 512**2 + 512 + 512 + 512 * 392 + 392)
+    x, scale = torch.rand(8, 392), torch.ones(392)
+    order = torch.arange(392)
+    for permutation in flow.permutations:
+        scale[196:] *= math.log(2)
+        scale, order = scale[permutation], order[permutation]
+    torch.testing.assert_close(flow(x), x[:, order] * scale, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_weights_start_from_the_papers_truncated_normal(affine):
+    named = dict(RealNVP(392, couplings=3, affine=affine).requires_grad_(False).networks.named_parameters())
+    kernels = torch.cat([p.flatten() for name, p in named.items() if name.endswith("weight")])
+    assert float(kernels.abs().max()) <= 2e-4
+    assert float(kernels.std()) == pytest.approx(0.8796e-4, rel=0.01)  # what a cut at two deviations leaves of 1e-4
+    assert not any(p.any() for name, p in named.items() if name.endswith("bias"))
 
 
 def test_permutations_are_saved_and_seeded():

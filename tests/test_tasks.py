@@ -138,6 +138,21 @@ def test_gaussians_three_ways():
     assert one.entropy == pytest.approx(other.entropy, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("information", "rho"), [(2, 0.425757), (4, 0.574178), (6, 0.671706), (8, 0.742072), (10, 0.795060)]
+)
+def test_the_schedule_of_correlations(information, rho):
+    """Of 20 pairs, as Poole et al. go through it."""
+    task = gaussian(float(information))
+    one = torch.zeros(1, 20, dtype=torch.float64)
+    one[0, 0] = 1.0
+    extra = float(task.log_ratio(one, one)) - information  # rho / (1 + rho) of a single pair at (1, 1)
+    assert extra / (1 - extra) == pytest.approx(rho, abs=1e-6)
+    x, y = task.draw(4000)
+    drawn = (x * y).mean(0)  # of standard normals, each with an error of sqrt((1 + rho^2) / 4000)
+    assert float((drawn - rho).abs().max()) < 5 * math.sqrt((1 + rho**2) / 4000)
+
+
 def test_entropies_of_student():
     found = torch.distributions.StudentT(torch.tensor(3.0, dtype=torch.float64)).entropy()
     assert student(1, 3).entropy == pytest.approx(float(found), abs=1e-9)
