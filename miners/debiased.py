@@ -111,7 +111,7 @@ def _hcl(
         floor = None if min_score is None else min_score - hardest
         log_weights = log_weights + _debiasing(scores - hardest, targets, kept, log_weights, log_count, tau_plus, floor)
     if kept is None:
-        return log_weights.scatter(1, targets[:, None], 0.0)
+        return log_weights.scatter_(1, targets[:, None], 0.0)
     return torch.where(kept, log_weights, 0.0)
 
 
@@ -128,7 +128,7 @@ def _tilted(scores: Tensor, targets: Tensor, kept: Tensor | None, beta: float) -
         log_count = scores.new_full((1, 1), scores.shape[1] - 1.0).log()
         if beta == 0:
             return torch.zeros_like(scores), log_count
-        tilted = beta * scores.scatter(1, targets[:, None], -torch.inf)
+        tilted = (beta * scores).scatter_(1, targets[:, None], -torch.inf)
     else:
         log_count = kept.sum(1, keepdim=True).clamp_min(1).to(scores.dtype).log()
         # Rows without negatives and columns that are absent take no part; what stands there must only be finite.
