@@ -126,7 +126,8 @@ def joined(function: str, y: Tensor, more: Tensor | None, what: str = "negatives
             f"{function}: got rows of shape {tuple(y.shape)} and {what} of shape {tuple(more.shape)}, "
             "expected [N, d] and [M, d]"
         )
-    return torch.cat([y, more])
+    with without_autocast(y):  # which knows one kind of half precision and refuses to concatenate the other
+        return torch.cat([y, more])
 
 
 def _plain_scores(critic: Critic, x: Tensor, y: Tensor, absent: Absent | None) -> Tensor:

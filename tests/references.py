@@ -129,6 +129,21 @@ def supcon(scores, positives, log_weights=None, *, keep_positives=True):
     return losses
 
 
+def each_positive(scores, positives, log_weights=None):
+    """The loss at every positive: SupCon of that positive alone, the others among neither positives nor candidates."""
+    losses = torch.zeros(scores.shape, dtype=torch.float64)
+    for i, p in positives.nonzero().tolist():
+        others = positives[i].clone()
+        others[p] = False
+        kept = ~others
+        alone = torch.zeros(1, int(kept.sum()), dtype=torch.bool)
+        alone[0, int(kept[:p].sum())] = True
+        losses[i, p] = supcon(
+            scores[i : i + 1, kept], alone, None if log_weights is None else log_weights[i : i + 1, kept]
+        )[0]
+    return losses
+
+
 @_exactly
 def additive_margin(scores, targets, log_weights=None, *, margin):
     """Wang et al. (2018), L_AMS, in score units: -log(e^(s_t - m) / (e^(s_t - m) + sum_j!=t e^(s_j))), weighted."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import references
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from references import INF, close, gradient, refused
 from torch import nn
 
@@ -139,6 +140,38 @@ def test_half_precision(dtype):
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(float(criterion(x.detach().double(), y.detach().double())), rel=1e-5)
     assert all(torch.isfinite(g).all() for g in gradient(loss, x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.02, 1e-3])
+def test_low_temperatures_in_low_precision_where_a_peer_reads_a_cap(dtype, temperature):
+    """Every positive is turned away from its anchor and another candidate is not: the loss is about 2/t."""
+    x = torch.randn(3, 4).repeat_interleave(2, 0)
+    x[1::2] *= -1
+    x, y = x.to(dtype), (0.1 * torch.randn(6, 4) - x).to(dtype)
+    leaves = [v.clone().requires_grad_() for v in (x, y)]
+    exact = [v.double().requires_grad_() for v in (x, y)]
+    for options in ({}, {"symmetric": False}, {"intra_view": True}):
+        expected = KPairLoss(Cosine(temperature), tiled=False, **options)(*exact)
+        slopes = gradient(expected, *exact)
+        assert float(expected.detach()) > 1.8 / temperature
+        for tiled in (False, True):
+            for autocast in (False, True):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                    loss = KPairLoss(Cosine(temperature), tiled=tiled, **options)(*leaves)
+                assert loss.dtype == torch.float32
+                # A float32 cosine errs by a few eps, of which the temperature makes as many eps of 1/t.
+                assert float(loss.detach()) == pytest.approx(
+                    float(expected.detach()), rel=0, abs=2.0**-20 / temperature
+                )
+                for found, wanted in zip(gradient(loss, *leaves), slopes, strict=True):
+                    assert found.dtype == dtype
+                    # Rounded once to half precision; the weights beside it err as the exponents do.
+                    close(found * temperature, wanted * temperature, torch.finfo(dtype).eps + 2.0**-18 / temperature)
+    labels = torch.arange(6)
+    peer = NTXentLoss(temperature)(x.float(), labels, ref_emb=y.float(), ref_labels=labels.clone())
+    one_direction = KPairLoss(Cosine(temperature), symmetric=False)(x, y)
+    assert float(peer) < 88 < float(one_direction)  # log(ratio + tiny)
 
 
 def test_autocast():

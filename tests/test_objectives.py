@@ -510,6 +510,15 @@ class TestEverySquareObjective:
         assert not found[[1, 4]].any()
         assert not found[:, [1, 4]].any()
 
+    def test_order_of_pairs_and_a_shift_of_all_scores(self, square):
+        objective, _, drawn = square
+        scores = drawn(torch.randn(8, 8, dtype=torch.float64))
+        pairs = torch.tensor([2, 0, 3, 1])
+        order = torch.cat([pairs, pairs + 4])  # two views move together; to the others it is an order of pairs
+        loss = objective(scores)
+        close(objective(scores[order][:, order]), loss[order], 1e-14)
+        close(objective(scores + 7.0), loss, 1e-13)
+
     @pytest.mark.parametrize("size", [0, 2])
     def test_an_empty_batch_and_a_single_sample(self, square, size):
         objective, loop, drawn = square
@@ -734,6 +743,15 @@ class TestSupcon:
         left_out = supcon_loss(scores, positives, keep_positives=False)
         close((left_out * pairs).sum() / pairs.sum(), NTXentLoss(0.3)(z, labels), 1e-13)
 
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_order_and_shift(self, keep):
+        z, _, positives = labelled()
+        scores = (z @ z.T / 0.3).fill_diagonal_(-INF)
+        loss = supcon_loss(scores, positives, keep_positives=keep)
+        rows, columns = torch.randperm(8), torch.randperm(8)
+        moved = scores[rows][:, columns] + torch.linspace(-100, 100, 8, dtype=torch.float64)[:, None]
+        close(supcon_loss(moved, positives[rows][:, columns], keep_positives=keep), loss[rows], 1e-13)
+
     def test_a_mask_of_one_positive_is_a_target(self):
         scores, targets = scores_with_gaps(5, 7)
         mask = F.one_hot(targets, 7).bool()
@@ -796,6 +814,55 @@ class TestSupcon:
     def test_a_mask_of_another_shape_is_refused(self, shape):
         with refused("supcon_loss", str(shape), "(2, 3)"):
             supcon_loss(torch.zeros(2, 3), torch.zeros(shape, dtype=torch.bool))
+
+
+class TestEachPositive:
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"),
+        [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.float16, 2e-6), (torch.bfloat16, 2e-6)],
+    )
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("offset", [0.0, 1e4])
+    def test_equals_its_loop(self, dtype, tolerance, weighted, offset):
+        scores, targets = scores_with_gaps(6, 9, scale=3.0)
+        positives = ((torch.rand(6, 9) < 0.3) & (scores > -INF)).scatter(1, targets[:, None], True)
+        positives[2] = False  # without a class mate
+        scores[4] = -INF  # padding, whatever its mask says
+        positives[4, 1] = True
+        scores = (scores + offset).to(dtype)
+        log_weights = random_log_weights(scores, targets) if weighted else None
+        loss = each_positive_loss(scores, positives, log_weights=log_weights)
+        expected = references.each_positive(scores, positives & (scores > -INF), log_weights)
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        close(loss, expected, tolerance)
+        assert not loss[~positives].any()
+        assert not loss[[2, 4]].any()
+
+    def test_the_mean_of_a_row_is_supcon_without_the_other_positives(self):
+        z, _, positives = labelled()
+        scores = (z @ z.T / 0.3).fill_diagonal_(-INF)
+        means = each_positive_loss(scores, positives).sum(1) / positives.sum(1)
+        close(means, supcon_loss(scores, positives, keep_positives=False), 1e-14)
+
+    def test_gradients_of_first_and_second_order(self):
+        scores = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+        log_weights = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+        positives = torch.rand(4, 6) < 0.4
+        positives[1], positives[2] = False, True  # none, and nothing else
+
+        def loss(s, w):
+            return each_positive_loss(s, positives, log_weights=w)
+
+        assert torch.autograd.gradcheck(loss, (scores, log_weights))
+        assert torch.autograd.gradgradcheck(loss, (scores, log_weights))
+
+    def test_a_broken_row_is_named(self):
+        positives = torch.tensor([[True, False, False], [True, True, False]])
+        for value, word in ((math.nan, "NaN or +inf score"), (INF, "NaN or +inf score"), (-INF, "absent")):
+            scores = torch.zeros(2, 3)
+            scores[1, 1] = value
+            with refused("each_positive_loss", "row 1", word):
+                each_positive_loss(scores, positives)
 
 
 class TestPeersWithOnePositive:
