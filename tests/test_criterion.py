@@ -188,6 +188,7 @@ def test_gradients():
     criterion = KPairLoss(Cosine(temperature=0.5), miner=hcl(1.0))
     inputs = tuple(v.requires_grad_() for v in (x, y, queue))
     assert torch.autograd.gradcheck(lambda a, b, q: criterion(a, b, negatives=q), inputs)
+    assert torch.autograd.gradgradcheck(lambda a, b, q: criterion(a, b, negatives=q), inputs)
 
 
 def test_parameters_of_critic_and_miner_are_its_own():
