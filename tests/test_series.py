@@ -63,8 +63,11 @@ def test_a_line_names_the_commit_that_ran(tmp_path, monkeypatch, write):
     assert (found["status"], found["commit"]) == ("ok", "1111111")
 
 
-@pytest.mark.skipif(find_chromium() is None, reason="no Chromium")
+@pytest.mark.chromium
 def test_a_phone_shows_figures_and_tables_at_a_size_that_can_be_read(tmp_path):
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium on the PATH; CHROMIUM may name one")
     drawn = curves.figure([NATS] * 3, [row("nce", 0, [0.0, 1.0])])
     head = ["claim", "what", "difference", "95 % interval", "pairs"]
     words = ["1", "the inverse stays exact: error below the tolerance", "-0.0010", "-0.0010 to -0.0010", "6"]
@@ -74,7 +77,7 @@ def test_a_phone_shows_figures_and_tables_at_a_size_that_can_be_read(tmp_path):
         "document.body.append([...document.querySelectorAll('img, table')]"
         ".map(e => ' width ' + Math.round(e.getBoundingClientRect().width)).join())"
     )
-    with Browser(find_chromium()) as browser:
+    with Browser(program) as browser:
         phone, desk = (browser.visit(page, width=width, script=measure) for width in (390, 1280))
     for visit in (phone, desk):
         assert visit.overflowing == []
