@@ -32,6 +32,7 @@ from contrastive.rows import (
 )
 from contrastive.scores import (
     as_float32,
+    check_any_positive,
     check_positives,
     check_rows,
     check_square,
@@ -370,6 +371,7 @@ def each_positive_loss(
         | https://arxiv.org/abs/1906.00910
     """
     scores, positive, negative, weights = check_positives("each_positive_loss", scores, targets, log_weights)
+    check_any_positive("each_positive_loss", positive, negative)
     if scores.numel() == 0:
         return scores
     loss = _each_positive(scores, positive, negative, weights)
@@ -409,7 +411,8 @@ def supcon_loss(
         The loss of each anchor, in nats; 0 with gradient 0 for an anchor without a positive.
 
     Raises:
-        ValueError: as `kpair_loss`; a positive whose score is :math:`-\infty` is refused.
+        ValueError: as `kpair_loss`; for a positive whose score is :math:`-\infty`, and, on the CPU, for a batch none
+            of whose anchors has a positive.
 
     Example:
         >>> scores = torch.tensor([[-torch.inf, 2.0, 1.0]])
@@ -421,6 +424,7 @@ def supcon_loss(
         | https://arxiv.org/abs/2004.11362
     """
     scores, positive, negative, weights = check_positives("supcon_loss", scores, targets, log_weights)
+    check_any_positive("supcon_loss", positive, negative)
     if scores.numel() == 0:
         return scores.sum(1)
     if keep_positives:

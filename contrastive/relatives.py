@@ -25,7 +25,7 @@ from contrastive.rows import (
     softplus,
     without_padding,
 )
-from contrastive.scores import check_positives, check_rows, eager_on_cpu
+from contrastive.scores import check_any_positive, check_positives, check_rows, eager_on_cpu
 
 __all__ = ["lifted_loss", "multi_similarity_loss", "ovo_loss", "sigmoid_loss"]
 
@@ -118,6 +118,7 @@ def lifted_loss(
         | https://arxiv.org/abs/1703.07737
     """
     scores, positive, negative, log_weights = check_positives("lifted_loss", scores, targets, log_weights)
+    check_any_positive("lifted_loss", positive, negative)
     if not math.isfinite(margin):
         raise ValueError(f"lifted_loss: margin is {margin}, expected a finite number")
     if scores.numel() == 0:

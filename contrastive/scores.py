@@ -29,6 +29,7 @@ __all__ = [
     "MiningFacts",
     "WeighsNegatives",
     "as_float32",
+    "check_any_positive",
     "check_positives",
     "check_rows",
     "check_square",
@@ -218,6 +219,23 @@ def check_positives(
             )
     weights = torch.zeros_like(scores) if log_weights is None else log_weights.masked_fill(positive, 0.0)
     return scores, positive, ~positive & present, weights
+
+
+def check_any_positive(
+    function: str, positive: Bool[Tensor, "anchors candidates"], negative: Bool[Tensor, "anchors candidates"]
+) -> None:
+    """The check of labels, for losses that are 0 where an anchor has no positive: a batch of those teaches nothing.
+
+    Arguments:
+        function: name of the caller, for the message.
+        positive: as `check_positives` returns it.
+        negative: as `check_positives` returns it; a batch without any candidate is padding, which needs no positive.
+
+    Raises:
+        ValueError: names `function`.
+    """
+    if eager_on_cpu(positive) and not bool(positive.any()) and bool(negative.any()):
+        raise ValueError(f"{function}: no row has a positive (every label stands alone), expected one at least")
 
 
 def check_square(function: str, scores: Tensor) -> None:

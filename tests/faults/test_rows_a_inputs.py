@@ -81,10 +81,18 @@ def test_row03_targets_and_labels_that_cannot_be_are_refused():
 
 def test_row03_anchors_without_a_positive_cost_nothing_and_keep_the_graph():
     scores = torch.randn(4, 4, requires_grad=True)
-    loss = supcon_loss(scores, torch.zeros(4, 4, dtype=torch.bool))
-    assert loss.tolist() == [0.0] * 4
+    positive = torch.zeros(4, 4, dtype=torch.bool)
+    positive[0, 1] = True
+    loss = supcon_loss(scores, positive)
+    assert loss[0] > 0
+    assert loss[1:].tolist() == [0.0] * 3
     (gradient,) = torch.autograd.grad(loss.sum(), scores)
-    assert gradient.tolist() == torch.zeros(4, 4).tolist()
+    assert gradient[1:].tolist() == torch.zeros(3, 4).tolist()
+
+
+def test_row03_a_batch_of_them_teaches_nothing_and_is_refused():
+    with refused("supcon_loss: no row has a positive"):
+        supcon_loss(torch.randn(4, 4), torch.zeros(4, 4, dtype=torch.bool))
 
 
 # --- 4: small batches -----------------------------------------------------------------------------------------------
