@@ -207,6 +207,8 @@ def parsed(made: argparse.ArgumentParser, seeds: dict[str, int], given: Sequence
     options = made.parse_args(given)
     if options.seeds is None:
         options.seeds = seeds[options.preset]
+    if options.seeds < 1:
+        made.error(f"--seeds {options.seeds}: expected at least 1")
     torch.set_num_threads(options.threads)
     return options
 

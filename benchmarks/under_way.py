@@ -1,5 +1,6 @@
 """The run under way, on disk: one that is interrupted goes on at the last point of its curves."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,11 @@ __all__ = ["UnderWay", "kept"]
 
 
 class UnderWay:
-    """Keeps what a run has reached. A series does one run at a time, so that one file will do.
+    """Keeps what a run has reached, in a file of its own.
 
     Arguments:
         path: of the file.
-        run: which run it is, and by which code: the file of another one is not gone on with, but written over.
+        run: which run it is, and by which code: what another one left there is not gone on with, but written over.
     """
 
     def __init__(self, path: Path, run: str) -> None:
@@ -58,11 +59,13 @@ def kept(results: Path, key: str, work: Callable[[UnderWay], dict[str, Any]]) ->
     """The figures of a run that goes on where it was interrupted, and what the interrupted attempts took.
 
     Arguments:
-        results: the lines; the file of the run under way lies beside them.
+        results: the lines; the file of the run under way lies beside them, one for each run, so that several processes
+            may fill the same lines.
         key: of the run. Another commit starts anew.
         work: does the run, and keeps what it has reached.
     """
-    keep = UnderWay(results.with_suffix(".under-way.ckpt"), f"{key} by {lines.commit()}")
+    name = hashlib.sha256(key.encode()).hexdigest()[:8]
+    keep = UnderWay(results.with_suffix(f".{name}.under-way.ckpt"), f"{key} by {lines.commit()}")
     try:
         found = work(keep)
     except Exception:  # a failed run starts anew; an interrupted one does not come here

@@ -135,6 +135,26 @@ def test_divergence_is_recorded_with_its_step():
     assert found["curves"]["iteration"][0] == 0
 
 
+@pytest.mark.parametrize("miner", ["hcl 1", "top 16"])
+def test_a_mined_run_that_diverges_says_so(miner):
+    setting = training.Setting(
+        "smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=6, every=3, lr=1e30, bound_batches=1,
+        miner=miner,
+    )  # fmt: skip
+    found = training.train(setting, data.load("made-up", None), 0)
+    assert (found["status"], found["diverged_at"]) == ("diverged", 1)
+
+
+@pytest.mark.parametrize("objective", ["nce", "nwj"])
+def test_sampling_that_diverges_says_so(objective):
+    (config,) = (
+        c for c in sampling.plan("smoke", "paper", "") if (c["sampling"], c["objective"]) == ("dependent", objective)
+    )
+    found = sampling.run({**config, "lr": 1e30}, None, 0, lambda share: None)
+    assert (found["status"], found["diverged_at"], found["test_bound"]) == ("diverged", 1, None)
+    assert len(found["curves"]["iteration"]) == len(found["curves"]["train_bound"]) == 1
+
+
 def test_a_gradient_whose_square_overflows_stops_adam_and_is_a_divergence(monkeypatch):
     halves = data.load("made-up", None)
     monkeypatch.setattr(training, "_loss", lambda setting, model, *_: 1e22 * model["critic"].weight.sum())
@@ -265,8 +285,8 @@ class TestInterrupted:
             given.preset = preset
             runs.perform([experiment], given)
         assert seen[:4] == [None] * 4
-        assert {keep.path for keep in seen[4:]} == {tmp_path / "lines.under-way.ckpt"}
-        assert len({keep.run for keep in seen[4:]}) == 4
+        assert all(keep.path.match("lines.*.under-way.ckpt") for keep in seen[4:])
+        assert len({keep.path for keep in seen[4:]}) == len({keep.run for keep in seen[4:]}) == 4
 
 
 def test_rows_of_a_probe_lie_all_over_the_data():
@@ -290,6 +310,10 @@ def test_the_inverse_error_is_seen():
     with torch.no_grad():
         flow.networks[0].layers[-1].bias.fill_(-30.0)  # scales of 1e-7: in float32 the inverse is lost
     assert training.inverse_error(flow, halves) > training.INVERSE_TOLERANCE
+    for bias in (1e38, float("nan")):
+        with torch.no_grad():
+            flow.networks[0].layers[-1].bias.fill_(bias)
+        assert series._plain(training.inverse_error(flow, halves)) == training.LOST
 
 
 def test_halves():
@@ -370,7 +394,7 @@ def line(seed, critic, bound, accuracy, **more):
 def test_differences_are_paired_by_seed():
     rows = [line(s, c, 1.0 * s + (c == "concat"), 0.5) for s in (0, 1, 2) for c in ("bilinear", "concat")]
     del rows[0]
-    claim = critics.CLAIMS[0]
+    (claim,) = (claim for claim in critics.CLAIMS if claim.text == "I_NWJ: concat above bilinear")
     assert report.differences(claim, rows) == [1.0, 1.0]
     constant = runs.Claim(6, "t", "test_bound", {"critic": "concat"}, 0.5)
     assert report.differences(constant, rows) == [0.5, 1.5, 2.5]
@@ -412,6 +436,43 @@ def test_the_page_of_claims_is_what_the_lines_say():
     assert reproduction.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.tschannen2020.reproduction"
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        (["not tested at this budget", "not tested (one seed has no interval)"], "not tested"),
+        (["reproduced"], "**reproduced**"),
+        (["reproduced", "reproduced"], "**reproduced**, all 2 parts"),
+        (
+            ["reproduced", "undecided (the interval holds 0)", "NOT reproduced", "NOT reproduced"],
+            "of 4 parts 1 reproduced, 1 undecided, 2 NOT reproduced",
+        ),
+        (["reproduced", "not tested at this budget"], "of 2 parts 1 reproduced, 1 not tested"),
+    ],
+)
+def test_a_claim_holds_where_all_of_its_parts_do(verdicts, told):
+    assert reproduction._together(verdicts) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "experiment", "told"),
+    [
+        (
+            ["--data", "cifar10"],
+            critics.EXPERIMENT,
+            "error: --data cifar10: critics is an experiment on mnist, fashion",
+        ),
+        (["--seeds", "0"], critics.EXPERIMENT, "error: --seeds 0: expected at least 1"),
+    ],
+)
+def test_what_an_experiment_does_not_take_is_refused(words, experiment, told, tmp_path, monkeypatch, capsys):
+    given = ["x", "--preset", "smoke", "--quiet", "--results", str(tmp_path / "x"), *words]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as caught:
+        runs.main(experiment)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_the_page_keeps_budgets_and_products_apart():
     def row(config, seed, accuracy):
         measured = {"test_accuracy": accuracy, "test_bound": 3.0, "train_bound": 3.0, "start_test_accuracy": 0.8}
@@ -426,8 +487,8 @@ def test_the_page_keeps_budgets_and_products_apart():
     before, _, after = reproduction.page(rows).partition("## With the paper's iterations")
     text = "1 | accuracy by I_NCE after training above the start | accuracy rises, by both bounds (fig. 1a, 1b)"
     assert f"| {text} | +0.0100 | +0.0100 to +0.0100 | 2 | reproduced |" in before
-    assert f"| {text} | +0.0600 |  | 1 | not tested at this budget (one seed) |" in after
-    assert "1 are there; they took 0.5 hours of one core" in after
+    assert f"| {text} | +0.0600 |  | 1 | not tested (one seed has no interval) |" in after
+    assert "1 are there; they took 0.5 hours of one core" in " ".join(after.split())
     assert "| invertible | realnvp | nce | accuracy | +0.0200 | +0.0200 to +0.0200 | 2 |" in after
 
 
@@ -435,15 +496,18 @@ def test_the_page_keeps_budgets_and_products_apart():
     ("expected", "values", "told"),
     [
         ("positive", [], "not tested"),
-        ("positive", [0.1], "not tested at this budget (one seed)"),
+        ("positive", [0.1], "not tested (one seed has no interval)"),
         ("positive", [0.10, 0.11, 0.12], "reproduced"),
         ("positive", [-0.10, -0.11, -0.12], "NOT reproduced"),
-        ("positive", [0.1, -0.1, 0.05], "not reproduced (the interval holds 0)"),
+        ("positive", [0.1, -0.1, 0.05], "undecided (the interval holds 0)"),
         ("negative", [-0.10, -0.11, -0.12], "reproduced"),
         ("negative", [0.10, 0.11, 0.12], "NOT reproduced"),
         ("not positive", [0.001, -0.001, 0.0], "reproduced"),
         ("not positive", [0.10, 0.11, 0.12], "NOT reproduced"),
-        ("zero", [0.05, 0.06], "reproduced"),
+        ("not negative", [0.001, -0.001, 0.0], "reproduced"),
+        ("not negative", [-0.10, -0.11, -0.12], "NOT reproduced"),
+        ("zero", [0.05, 0.051], "reproduced"),
+        ("zero", [0.05, 0.06], "undecided (the interval passes 0.1)"),
         ("zero", [0.25, 0.26], "NOT reproduced"),
     ],
 )

@@ -41,7 +41,9 @@ def main() -> None:
         plans = {name: planned(experiment, options) for name, experiment in EXPERIMENTS.items()}
         rows = [row for row in recorded(results_of(options)) if row["config"] in plans.get(row["experiment"], [])]
         if not rows:
-            raise InputError(f"{results_of(options)} holds no run of the preset {options.preset} on {options.data}")
+            raise InputError(
+                f"{results_of(options)} holds no run of the preset {options.preset} on {options.data or 'mnist'}"
+            )
     folder = options.folder or Path("runs") / f"tschannen2020-{options.preset}"
     print(report.write(list(EXPERIMENTS.values()), rows, folder, preset=options.preset))
 

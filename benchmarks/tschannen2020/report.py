@@ -13,7 +13,7 @@ from benchmarks.tschannen2020.runs import Claim, Config, Experiment
 
 __all__ = ["NEAR", "arms", "differences", "text", "told", "told_troubles", "write"]
 
-# Nats: what counts as the same estimate.
+# Nats: what counts as the same estimate, if the whole interval is within.
 NEAR = 0.1
 
 Row = dict[str, Any]
@@ -51,7 +51,12 @@ def _why(row: Row) -> str:
 
 
 def _arm(config: Config) -> str:
-    told = [f"{config[key]}" for key in ARM if config.get(key) not in (None, "none", 0.0)]
+    absent = ("critic",) if config.get("objective") == "labels" else ()
+    told = [
+        f"{key} {config[key]:g}" if isinstance(config[key], float) else str(config[key])
+        for key in ARM
+        if key not in absent and config.get(key) not in (None, "none", 0.0)
+    ]
     told += ["grey"] if config.get("grey") else []
     return ", ".join(told) or "all"
 

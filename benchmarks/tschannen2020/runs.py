@@ -51,7 +51,7 @@ class Claim:
     figure: str
     of: Config
     versus: Config | str | float
-    expected: Literal["positive", "negative", "always negative", "not positive", "zero"] = "positive"
+    expected: Literal["positive", "negative", "always negative", "not positive", "not negative", "zero"] = "positive"
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,15 @@ def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]
         experiment: of this folder.
         options: of `parser`.
     """
-    data = options.data if options.data in experiment.datasets else experiment.datasets[0]
+    data = options.data if _takes(experiment, options.data) else experiment.datasets[0]
     plan = experiment.plan(options.preset, options.variant, data)
     if options.products is None:
         return plan
     return [{**config, "products": options.products} if "products" in config else config for config in plan]
+
+
+def _takes(experiment: Experiment, data: str | None) -> bool:
+    return data in experiment.datasets
 
 
 def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace) -> Halves | None:
@@ -171,7 +175,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """
     made = series.parser(description, seeds=SEEDS)
     made.add_argument("--variant", choices=("paper", "code"), default="paper", help="where text and code differ")
-    made.add_argument("--data", choices=NAMES, default="mnist")
+    made.add_argument("--data", choices=NAMES, help="default: mnist, of cifar10.py cifar10")
     made.add_argument(
         "--products",
         choices=("float32", "bfloat16"),
@@ -200,5 +204,8 @@ def main(experiment: Experiment) -> None:
 
     options = parsed(parser(experiment.title))
     with series.refusals():
+        if options.data is not None and experiment.uses_data and not _takes(experiment, options.data):
+            known = ", ".join(experiment.datasets)
+            raise InputError(f"--data {options.data}: {experiment.name} is an experiment on {known}")
         rows = perform([experiment], options)
     print(report.text(experiment, rows))

@@ -3,10 +3,12 @@ r"""Figure 4c: with dependent negatives neither estimate is a bound.
     python -m benchmarks.tschannen2020.sampling --preset quick
 
 Pairs of numbers :math:`(X_i, Y_i) = Z + \epsilon_i` whose Z is drawn once a batch: the negatives of a batch share it.
-The control draws it for every pair. The information is the same, -1/2 log(1 - 0.04) = 0.0204110 nats.
+I_EST training is the mean of the last tenth
+of the batches. The control draws it for every pair. The information is the same, -1/2 log(1 - 0.04) = 0.0204110 nats.
 """
 
 import math
+import statistics
 from typing import Any
 
 import torch
@@ -90,17 +92,19 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
         optimiser.step()
         if step % 100 == 0:
             tick(step / config["iterations"])
+    figures |= {"test_accuracy": None, "test_bound": None, "train_bound": None, "true": TRUE}
+    if "diverged_at" in figures:  # the critic's scores are no numbers any more
+        return {**figures, "curves": {"iteration": list(range(len(values))), "train_bound": values}}
     fresh = torch.Generator().manual_seed(derived_seed(seed, 2))
     with torch.no_grad():
         judged = [float(estimate(critic(*pairs(config["sampling"], fresh)))) for _ in range(HELD_OUT[config["preset"]])]
-    smooth = gaussian_filter1d(values, config["smooth"], mode="nearest")
+    # Reflected at the end: repeating the last batch there would give it the weight of a thousand.
+    smooth = gaussian_filter1d(values, config["smooth"], mode="reflect")
     shown = range(0, len(values), max(1, config["iterations"] // 100))
     return {
         **figures,
-        "test_accuracy": None,
-        "test_bound": sum(judged) / len(judged),
-        "train_bound": float(smooth[-1]),
-        "true": TRUE,
+        "test_bound": statistics.fmean(judged),
+        "train_bound": statistics.fmean(values[-max(1, len(values) // 10) :]),
         "curves": {"iteration": list(shown), "train_bound": [float(smooth[i]) for i in shown]},
     }
 
