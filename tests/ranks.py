@@ -110,8 +110,12 @@ def _serve(connection):
                 answer = function(rank, world, *args), None
         except Exception:
             answer = None, traceback.format_exc()
+        failed = answer[1] is not None
+        if not failed:  # the store's file is removed after the last answer, and what destroys the group still reads it
+            dist.destroy_process_group()
         connection.send_bytes(pickle.dumps(answer))
-        dist.destroy_process_group()
+        if failed:  # the others may wait for this rank: its answer must not wait for them
+            dist.destroy_process_group()
 
 
 @atexit.register
