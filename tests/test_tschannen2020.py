@@ -291,10 +291,10 @@ class TestInterrupted:
 
 def test_rows_of_a_probe_lie_all_over_the_data():
     """The first of a sorted file are of one class."""
-    assert list(range(10))[training.spread(10, None)] == list(range(10))
-    assert list(range(10))[training.spread(10, 3)] == [0, 3, 6]
-    assert list(range(10))[training.spread(10, 10)] == list(range(10))
-    assert list(range(10))[training.spread(10, 64)] == list(range(10))
+    assert list(range(10))[data.spread(10, None)] == list(range(10))
+    assert list(range(10))[data.spread(10, 3)] == [0, 3, 6]
+    assert list(range(10))[data.spread(10, 10)] == list(range(10))
+    assert list(range(10))[data.spread(10, 64)] == list(range(10))
     halves = data.load("made-up", None)
     ordered = dataclasses.replace(halves.train, labels=halves.train.labels.sort().values)
     setting = training.Setting("smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=1, every=1, lr=1e-3)

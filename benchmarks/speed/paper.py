@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed.measure import Goal, Row, Setting, by_turns, clock, compared, context, show, write
 from benchmarks.tschannen2020 import architectures, conditioning, critics, invertible, probe, sampling, training
-from benchmarks.tschannen2020.data import MADE_UP, Halves, load
+from benchmarks.tschannen2020.data import MADE_UP, Batches, Halves, load
 from contrastive import Concat
 from contrastive.encoders import truncated_normal_
 from contrastive.estimators import infonce
@@ -79,7 +79,7 @@ def our_step(config: dict[str, object], data: Halves) -> Step:
     model = training.build(setting, data, 0)
     optimiser = torch.optim.Adam(model.parameters(), setting.lr, fused=True)
     generator = torch.Generator().manual_seed(0)
-    batches = training.Batches(len(data.train), BATCH, generator)
+    batches = Batches(len(data.train), BATCH, generator)
 
     def step() -> None:
         with training._step(setting):

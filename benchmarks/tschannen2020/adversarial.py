@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.tschannen2020 import probe
-from benchmarks.tschannen2020.data import Halves
+from benchmarks.tschannen2020.data import Halves, spread
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
-from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error, spread
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error
 from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP

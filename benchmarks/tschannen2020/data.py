@@ -1,15 +1,17 @@
 """Images cut in two: the upper half is x, the lower half is y."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contrastive.data import ImageSplit, cifar10, fashion_mnist, mnist
 
-__all__ = ["MADE_UP", "NAMES", "Halves", "Split", "load"]
+__all__ = ["MADE_UP", "NAMES", "Batches", "Halves", "Split", "load", "spread"]
 
 SOURCES = {"mnist": mnist, "fashion-mnist": fashion_mnist, "cifar10": cifar10}
 MADE_UP = "made-up"
@@ -107,3 +109,46 @@ def _made_up(count: int, *, seed: int) -> ImageSplit:
     labels = torch.arange(count) % 10
     images = 0.6 * patterns[labels] + 0.4 * torch.rand(count, 1, 28, 28, generator=generator)
     return ImageSplit((255 * images).to(torch.uint8), labels)
+
+
+class Batches:
+    """Rows of whole batches, epoch after epoch; knows its place.
+
+    Arguments:
+        count: rows of the data.
+        size: rows of a batch.
+        generator: of the order of every epoch; noise may be drawn from it in between.
+    """
+
+    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
+        self.count, self.size, self.generator = count, size, generator
+        self._order, self._taken = torch.empty(0, dtype=torch.int64), 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._taken + self.size > len(self._order):
+            self._order, self._taken = torch.randperm(self.count, generator=self.generator), 0
+        self._taken += self.size
+        return self._order[self._taken - self.size : self._taken]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of this epoch, the place in it, and the generator."""
+        return {"order": self._order, "taken": self._taken, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._order, self._taken = state["order"], state["taken"]
+        self.generator.set_state(state["generator"])
+
+
+def spread(count: int, rows: int | None) -> slice:
+    """So many rows at equal distances: files may be sorted by class.
+
+    Arguments:
+        count: of all rows.
+        rows: None for all.
+    """
+    step = max(1, count // (rows or count))
+    return slice(0, None if rows is None else rows * step, step)

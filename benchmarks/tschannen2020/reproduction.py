@@ -98,7 +98,7 @@ def page(rows: Sequence[Row]) -> str:
         summary=lines.markdown(_summary(quick, full)),
         claims=lines.markdown(_claims(quick, ("Fashion-MNIST", "CIFAR-10"))),
         near=report.NEAR,
-        full=lines.markdown(_run(_claims(full, ("CIFAR-10",)))) if full else "Not run yet.",
+        full=lines.markdown(_with_runs(_claims(full, ("CIFAR-10",)))) if full else "Not run yet.",
         hours=_hours(full),
         levels=lines.markdown(report.arms(full)) if full else "",
         products=lines.markdown(_products(quick, rounded)) if rounded else "Not run yet.",
@@ -212,7 +212,7 @@ def _mined(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def _run(table: list[list[str]]) -> list[list[str]]:
+def _with_runs(table: list[list[str]]) -> list[list[str]]:
     """Without the claims that no run is there for, on either data set."""
     return [line for line in table if line[5] != "0" or "reproduced" in line[-1] or "tested" in line[-1]]
 

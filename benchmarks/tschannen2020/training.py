@@ -7,7 +7,7 @@ capped by log K, on test images and on fresh training images: the published curv
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tschannen2020 import probe
-from benchmarks.tschannen2020.data import Halves, Split
+from benchmarks.tschannen2020.data import Batches, Halves, Split, spread
 from benchmarks.under_way import UnderWay
 from contrastive import Bilinear, Concat, InnerProduct, Separable, infonce_bound, kpair_loss
 from contrastive.batches import derived_seed
@@ -36,7 +36,6 @@ __all__ = [
     "claim_of",
     "encoded",
     "inverse_error",
-    "spread",
     "train",
 ]
 
@@ -241,38 +240,6 @@ def _fast(setting: Setting) -> AbstractContextManager[None]:
     return fast_products(torch.empty(0), sizes.get(setting.encoder, 0))
 
 
-class Batches:
-    """Rows of whole batches, epoch after epoch; knows its place.
-
-    Arguments:
-        count: rows of the data.
-        size: rows of a batch.
-        generator: of the order of every epoch; noise may be drawn from it in between.
-    """
-
-    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
-        self.count, self.size, self.generator = count, size, generator
-        self._order, self._taken = torch.empty(0, dtype=torch.int64), 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        if self._taken + self.size > len(self._order):
-            self._order, self._taken = torch.randperm(self.count, generator=self.generator), 0
-        self._taken += self.size
-        return self._order[self._taken - self.size : self._taken]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The order of this epoch, the place in it, and the generator."""
-        return {"order": self._order, "taken": self._taken, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self._order, self._taken = state["order"], state["taken"]
-        self.generator.set_state(state["generator"])
-
-
 def _loss(
     setting: Setting, model: nn.ModuleDict, split: Split, rows: Tensor, generator: torch.Generator
 ) -> Tensor | None:
@@ -361,17 +328,6 @@ def _codes(setting: Setting, model: nn.ModuleDict, split: Split, seed: int, rows
     x, _ = split.views(some, noise=setting.noise, generator=generator)
     with _fast(setting):
         return encoded(model["x"], x), split.labels[some]
-
-
-def spread(count: int, rows: int | None) -> slice:
-    """So many rows at equal distances: files may be sorted by class.
-
-    Arguments:
-        count: of all rows.
-        rows: None for all.
-    """
-    step = max(1, count // (rows or count))
-    return slice(0, None if rows is None else rows * step, step)
 
 
 @torch.no_grad()
