@@ -321,6 +321,13 @@ def test_the_page_of_results_is_made_of_the_lines():
     assert results_page.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.systems.results_page"
 
 
+def test_halves_of_other_products_are_no_further_seeds():
+    papers = series.recorded(results_page.OF_THE_PAPER)
+    exact = [row for row in papers if row["config"].get("products") != "bfloat16"]
+    assert len(exact) < len(papers)
+    assert results_page.halves(papers) == results_page.halves(exact)
+
+
 def test_other_arms_stand_apart_from_the_headline_and_a_failed_one_is_seen():
     rows = [row for row in series.recorded(runs.RESULTS) if row["experiment"] in ("amdim", "pixels of cifar10")]
     rows = [row for row in rows if row["config"]["arm"] in ("", "released")]

@@ -127,9 +127,12 @@ def halves(papers: Sequence[Row]) -> list[str]:
     Arguments:
         papers: all lines of `benchmarks.tschannen2020`.
     """
+    quick = {"data": "mnist", "preset": "quick"}
+    convnet_at_4 = {"encoder": "convnet", "objective": "nce", "target": 4}
     arms = {
-        "baselines": {"data": "mnist", "preset": "quick", "noise": 0, "encoder": "pixels"},
-        "architectures": {"data": "mnist", "preset": "quick", "encoder": "convnet", "objective": "nce", "target": 4},
+        "baselines": {**quick, "noise": 0, "encoder": "pixels"},
+        # Runs with other products are the same seeds once more.
+        "architectures": {**quick, **convnet_at_4, "products": "float32"},
     }
     pixels_, convnet = (
         [row for row in papers if row["experiment"] == name and row["status"] == "ok" and holds(row["config"], arm)]
