@@ -241,15 +241,14 @@ class TestInterrupted:
         "given",
         [
             {"encoder": "mlp", "objective": "nwj", "noise": 0.05},
-            {"encoder": "residual", "objective": "nce", "measure": "condition"},
+            {"encoder": "residual", "objective": "nce", "measure": "condition", "batch": 16},  # as many Jacobians
         ],
     )
     def test_training_goes_on_to_the_bit(self, given, tmp_path):
         halves = data.load("made-up", None)
         # An epoch of 512 rows has four batches: the interruption is within the second.
         setting = training.Setting(
-            "paper", "paper", "made-up", critic="bilinear", iterations=12, every=3, lr=1e-3, bound_batches=1, batch=128,
-            **given,
+            "paper", "paper", "made-up", critic="bilinear", iterations=12, every=3, lr=1e-3, bound_batches=1, **given,
         )  # fmt: skip
         whole = training.train(setting, halves, 0)
         with pytest.raises(KeyboardInterrupt):
