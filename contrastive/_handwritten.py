@@ -21,13 +21,14 @@ def seen_through() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def writable(x: Tensor) -> bool:
+def writable(x: Tensor, *, autocast: bool = False) -> bool:
     """Whether a gradient written out may be used: one is needed, and nothing looks at or changes the steps.
 
     Arguments:
         x: an input; its device decides whether autocast is on.
+        autocast: whether the gradient knows what autocast does.
     """
-    return torch.is_grad_enabled() and not seen_through() and not torch.is_autocast_enabled(x.device.type)
+    return torch.is_grad_enabled() and not seen_through() and (autocast or not torch.is_autocast_enabled(x.device.type))
 
 
 def apply(value: Value, slopes: Slopes, plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

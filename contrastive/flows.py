@@ -90,13 +90,18 @@ class RealNVP(nn.Module):
         # Between two of them stands a ReLU. What somebody put in their place is not known here.
         linear: list[Any] = [layer for network in self.networks for layer in cast(MLP, network).layers[::2]]
         if (
-            not writable(x)
+            not writable(x, autocast=True)
             or any(type(layer) is not nn.Linear for layer in linear)
             or x.dtype != linear[0].weight.dtype
         ):
             return self._plain(x)
         weights = [p for layer in linear for p in (layer.weight, layer.bias)]
-        return _handwritten.apply(self._value, self._slopes, self._replayed, x, *weights)
+        device = x.device.type
+        rounds = torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if rounds else x.dtype
+        again = torch.autocast(device, kind, enabled=rounds)  # as a decorator: the replay is later, outside of it
+        with torch.autocast(device, enabled=False):
+            return _handwritten.apply(partial(self._value, kind), self._slopes, again(self._replayed), x, *weights)
 
     def _plain(self, x: Tensor) -> Tensor:
         for network, permutation in zip(self.networks, self.permutations, strict=True):
@@ -105,7 +110,7 @@ class RealNVP(nn.Module):
 
     def _coupled(self, x: Tensor, network: Callable[[Tensor], Tensor], permutation: Tensor) -> Tensor:
         kept, moved = x.chunk(2, 1)
-        shift, scale = self._parts(network(kept))
+        shift, scale = self._parts(network(kept).to(x.dtype))  # autocast's are narrower
         moved = moved + shift if scale is None else torch.addcmul(shift, moved, scale)
         return torch.cat([kept, moved], 1)[:, permutation]
 
@@ -124,7 +129,7 @@ class RealNVP(nn.Module):
         z = self._checked(z)
         for network, permutation in zip(reversed(self.networks), self.permutations.flip(0), strict=True):
             kept, moved = z[:, permutation.argsort()].chunk(2, 1)
-            shift, scale = self._parts(network(kept))
+            shift, scale = self._parts(network(kept).to(z.dtype))
             moved = moved - shift if scale is None else (moved - shift) / scale
             z = torch.cat([kept, moved], 1)
         return z
@@ -135,7 +140,8 @@ class RealNVP(nn.Module):
         shift, raw = values.chunk(2, 1)
         return shift, _SMALLEST_SCALE + F.softplus(raw)
 
-    # The gradient written out: additions in place and no node a layer. The products are all that is left to save on.
+    # The gradient written out: additions in place, no node a layer, and within autocast weights are rounded once for
+    # the way there and back. The products are all that is left.
 
     def _by_coupling(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[tuple[Tensor, Tensor]], Tensor]]:
         """Of every coupling, weight and bias of each layer, and the permutation."""
@@ -149,42 +155,47 @@ class RealNVP(nn.Module):
             x = self._coupled(x, partial(_mapped, layers), permutation)
         return x
 
-    def _value(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, list[Tensor]]:
-        kept = []
-        for layers, permutation in self._by_coupling(weights):
-            unit, moved = x.chunk(2, 1)
+    def _value(self, kind: torch.dtype, x: Tensor, *weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Networks are computed in `kind`, all else in the type of x."""
+        kept: list[Tensor] = []
+        for layers, permutation in self._by_coupling([weight.to(kind) for weight in weights]):
+            still, moved = x.chunk(2, 1)
+            unit = still.to(kind)
             kept.append(unit)
             for weight, bias in layers[:-1]:
                 unit = torch.addmm(bias, unit, weight.T).relu_()
                 kept.append(unit)
-            values = torch.addmm(layers[-1][1], unit, layers[-1][0].T)
+            values = torch.addmm(layers[-1][1], unit, layers[-1][0].T).to(x.dtype)
             if self.affine:
                 shift, scale = self._parts(values)
                 kept += [moved, values]
                 moved = torch.addcmul(shift, moved, cast(Tensor, scale))
             else:
                 moved = values.add_(moved)
-            x = torch.cat([kept[-len(layers) - 2 * self.affine], moved], 1).index_select(1, permutation)
+            kept += [weight for weight, _ in layers]
+            x = torch.cat([still, moved], 1).index_select(1, permutation)
         return x, kept
 
     def _slopes(self, slope: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
         slopes: list[Tensor] = []  # from the last weight to the first, then of x
-        left, back = list(kept), self.permutations.argsort(1)
+        left, back, full = list(kept), self.permutations.argsort(1), slope.dtype
         for place, (layers, _) in reversed(list(enumerate(self._by_coupling(inputs[1:])))):
             still, moves = slope.index_select(1, back[place]).chunk(2, 1)
+            backward = [left.pop() for _ in layers]
             of_unit = moves
             if self.affine:
                 values, moved = left.pop(), left.pop()
                 raw = values.chunk(2, 1)[1]
                 of_unit = torch.cat([moves, moves * moved * raw.sigmoid()], 1)
                 moves = moves * (_SMALLEST_SCALE + F.softplus(raw))
-            for weight, _ in reversed(layers[1:]):
+            of_unit = of_unit.to(backward[0].dtype)
+            for weight in backward[:-1]:
                 unit = left.pop()
-                slopes += [of_unit.sum(0), of_unit.T @ unit]
+                slopes += [of_unit.sum(0, dtype=full), (of_unit.T @ unit).to(full)]
                 of_unit = of_unit @ weight
                 torch.ops.aten.threshold_backward.grad_input(of_unit, unit, 0, grad_input=of_unit)
-            slopes += [of_unit.sum(0), of_unit.T @ left.pop()]
-            slope = torch.cat([torch.addmm(still, of_unit, layers[0][0]), moves], 1)
+            slopes += [of_unit.sum(0, dtype=full), (of_unit.T @ left.pop()).to(full)]
+            slope = torch.cat([still + of_unit @ backward[-1], moves], 1)
         return [slope, *reversed(slopes)]
 
     def _checked(self, x: Tensor) -> Tensor:

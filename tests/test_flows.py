@@ -140,12 +140,41 @@ class TestGradient:
         for a, b in zip(twice(flow(x)), twice(flow._plain(x)), strict=True):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
 
+    @pytest.mark.parametrize("affine", [False, True])
+    @pytest.mark.parametrize("hidden", [(), (40,), (40, 30)])
+    def test_within_autocast_networks_are_rounded_and_additions_are_not(self, affine, hidden):
+        flow = scrambled(RealNVP(64, couplings=3, hidden=hidden, affine=affine), 0.2).requires_grad_(True)
+        x, upstream = torch.randn(32, 64, requires_grad=True), torch.randn(32, 64)
+        inputs = [x, *flow.parameters()]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fast, plain = flow(x), flow._plain(x)
+        assert "Handwritten" in fast.grad_fn.name()
+        assert fast.dtype == torch.float32
+        exact = flow._plain(x)
+        found, expected, true = (torch.autograd.grad(z, inputs, upstream) for z in (fast, plain, exact))
+        for ours, theirs, right in zip((fast, *found), (plain, *expected), (exact, *true), strict=True):
+            largest, wrong = float(right.detach().abs().max()), float((theirs - right).detach().abs().max())
+            assert ours.dtype == torch.float32
+            assert 1e-6 * largest < float((ours - right).detach().abs().max()) < max(1.5 * wrong, 0.01 * largest)
+            assert float((ours - theirs).detach().abs().max()) < 0.03 * largest
+
+    def test_second_derivatives_within_autocast(self):
+        flow = scrambled(RealNVP(16, couplings=2, hidden=(8,)), 0.3).requires_grad_(True)
+        x = torch.randn(8, 16, requires_grad=True)
+
+        def twice(how):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                z = how(x)
+            (slope,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), x)[0]
+
+        found, expected = twice(flow), twice(flow._plain)
+        assert float((found - expected).abs().max()) < 0.03 * float(expected.abs().max())
+
     def test_where_it_is_not_used(self):
         flow, x = RealNVP(4, couplings=2, hidden=(5,)), torch.randn(3, 4)
         with torch.no_grad():
             assert flow(x).grad_fn is None
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert "Handwritten" not in flow(x).grad_fn.name()
         jacobian = torch.func.jacrev(lambda row: flow(row[None])[0])(x[0])
         by_autograd = torch.autograd.functional.jacobian(lambda row: flow(row[None])[0], x[0])
         assert torch.allclose(jacobian, by_autograd, atol=1e-6)

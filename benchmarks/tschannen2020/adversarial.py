@@ -7,7 +7,6 @@ is fitted. The encoder is invertible throughout, by couplings that scale.
 """
 
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves, spread
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
-from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, encoded, inverse_error
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, codes_of_step, encoded, fast_step, inverse_error
 from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP
-from contrastive.gemm import rounded_products
 
 BATCH, CLASSES = 128, 10
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -70,7 +68,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
     moves = torch.optim.Adam(encoder.parameters(), config["encoder_lr"], fused=True)
     learns = torch.optim.Adam(classifier.parameters(), config["classifier_lr"], fused=True)
     generator = torch.Generator().manual_seed(derived_seed(seed, 1))
-    products = rounded_products if config["products"] == "bfloat16" else nullcontext
+    products = config["products"]
 
     def batch(count: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(data.train), (count * BATCH,), generator=generator)
@@ -81,8 +79,8 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
         while steps > 0:
             now = min(steps, 10)
             x, labels = batch(now)
-            with torch.no_grad(), products():
-                codes = encoder(x)
+            with torch.no_grad(), fast_step(products):
+                codes = codes_of_step(encoder, x, products)
             for z, truth in zip(codes.split(BATCH), labels.split(BATCH), strict=True):
                 learns.zero_grad()
                 F.cross_entropy(classifier(z), truth).backward()
@@ -103,8 +101,8 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
     diverged = None
     for step in range(points[-1]["iteration"] + 1, config["iterations"] + 1):
         teach(config["ratio"])
-        with products():
-            loss = F.cross_entropy(classifier(encoder(batch(1)[0])), uniform)
+        with fast_step(products):
+            loss = F.cross_entropy(classifier(codes_of_step(encoder, batch(1)[0], products)), uniform)
             if not bool(torch.isfinite(loss)):
                 diverged = step
                 break

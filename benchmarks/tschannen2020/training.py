@@ -34,7 +34,9 @@ __all__ = [
     "Setting",
     "build",
     "claim_of",
+    "codes_of_step",
     "encoded",
+    "fast_step",
     "inverse_error",
     "train",
 ]
@@ -196,7 +198,7 @@ def train(
             tick(step / setting.iterations)
         if step == setting.iterations:
             break
-        with _step(setting):
+        with fast_step(setting.products):
             loss = _loss(setting, model, data.train, next(batches), generator)
             if loss is None or not bool(torch.isfinite(loss)):
                 diverged = step
@@ -229,15 +231,13 @@ def _stuck(optimiser: torch.optim.Optimizer) -> bool:
     return any(not bool(torch.isfinite(state["exp_avg_sq"]).all()) for state in optimiser.state.values())
 
 
-def _step(setting: Setting) -> AbstractContextManager[None]:
-    """The products of a training step."""
-    return rounded_products() if setting.products == "bfloat16" else _fast(setting)
+def fast_step(products: str = "float32") -> AbstractContextManager[None]:
+    """The products of a training step, or of anything made of matrix products: by oneDNN, which is the fastest at them.
 
-
-def _fast(setting: Setting) -> AbstractContextManager[None]:
-    """Products by oneDNN around a whole step where its products are large enough."""
-    sizes = {"realnvp": 2**25, "residual": 2**25}
-    return fast_products(torch.empty(0), sizes.get(setting.encoder, 0))
+    Arguments:
+        products: ``bfloat16`` permits it; float32 is exact.
+    """
+    return rounded_products() if products == "bfloat16" else fast_products(torch.empty(0), 2**25)
 
 
 def _loss(
@@ -246,8 +246,9 @@ def _loss(
     """What is minimised; None where scores are no numbers any more."""
     x, y = split.views(rows, noise=setting.noise, generator=generator)
     if setting.objective == "labels":
-        return nn.functional.cross_entropy(model["head"](_trained(setting, model["x"], x)), split.labels[rows])
-    scores = model["critic"](_trained(setting, model["x"], x), _trained(setting, model["y"], y))
+        codes = codes_of_step(model["x"], x, setting.products)
+        return nn.functional.cross_entropy(model["head"](codes), split.labels[rows])
+    scores = model["critic"](*(codes_of_step(model[side], z, setting.products) for side, z in (("x", x), ("y", y))))
     if not bool(torch.isfinite(scores).all()):
         return None
     miner = MINERS[setting.miner]
@@ -257,10 +258,15 @@ def _loss(
     return -estimate if setting.target is None else (estimate - setting.target).abs()
 
 
-def _trained(setting: Setting, encoder: nn.Module, x: Tensor) -> Tensor:
-    """Codes for a step. Convolutions round by autocast alone; it would copy the weights of the wide layers."""
-    rounds = setting.products == "bfloat16" and setting.encoder == "convnet"
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=rounds):
+def codes_of_step(encoder: nn.Module, x: Tensor, products: str) -> Tensor:
+    """Codes for a training step; in bfloat16 by autocast, which rounds every weight once for the way there and back.
+
+    Arguments:
+        encoder: the representation.
+        x: its inputs.
+        products: ``bfloat16`` or ``float32``.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=products == "bfloat16"):
         return cast(Tensor, encoder(x)).float()
 
 
@@ -312,22 +318,24 @@ def _bound(setting: Setting, model: nn.ModuleDict, split: Split, seed: int) -> f
     """The estimate, unmined, averaged over batches of the training size."""
     generator = torch.Generator().manual_seed(derived_seed(seed, 3))
     batches = Batches(len(split), setting.batch, generator)
-    values = []
-    for _ in range(min(setting.bound_batches, len(split) // setting.batch)):
-        x, y = split.views(
-            next(batches), noise=setting.noise, coupled=not setting.independent_noise, generator=generator
-        )
-        scores = model["critic"](model["x"](x), model["y"](y)).double()
-        values.append(float(_estimate(setting, scores)) if bool(torch.isfinite(scores).all()) else math.nan)
-    return statistics.fmean(values)
+    count = min(setting.bound_batches, len(split) // setting.batch)
+    coupled = not setting.independent_noise
+    pairs = [
+        split.views(next(batches), noise=setting.noise, coupled=coupled, generator=generator) for _ in range(count)
+    ]
+    codes = (
+        encoded(model[side], torch.cat(parts)).split(setting.batch)
+        for side, parts in zip("xy", zip(*pairs, strict=True), strict=True)
+    )
+    scores = [model["critic"](x, y).double() for x, y in zip(*codes, strict=True)]
+    return statistics.fmean(float(_estimate(setting, s)) if bool(torch.isfinite(s).all()) else math.nan for s in scores)
 
 
 def _codes(setting: Setting, model: nn.ModuleDict, split: Split, seed: int, rows: int | None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(derived_seed(seed, 4))
     some = spread(len(split), rows)
     x, _ = split.views(some, noise=setting.noise, generator=generator)
-    with _fast(setting):
-        return encoded(model["x"], x), split.labels[some]
+    return encoded(model["x"], x), split.labels[some]
 
 
 @torch.no_grad()
@@ -338,7 +346,8 @@ def encoded(encoder: nn.Module, x: Tensor) -> Tensor:
         encoder: the representation.
         x: its inputs.
     """
-    return torch.cat([encoder(part) for part in x.split(1024)])
+    with fast_step():
+        return torch.cat([encoder(part) for part in x.split(1024)])
 
 
 def _final(setting: Setting, model: nn.ModuleDict, data: Halves, seed: int) -> float:
