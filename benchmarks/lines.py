@@ -1,5 +1,6 @@
 """What the experiments share: one line a run in a file, the interval over seeds, tables of markdown."""
 
+import hashlib
 import json
 import statistics
 import subprocess
@@ -9,11 +10,24 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
+from filelock import FileLock
 from scipy import stats
 
-__all__ = ["append", "commit", "half_width", "markdown", "provenance", "read", "run"]
+__all__ = ["append", "commit", "half_width", "lock", "markdown", "provenance", "read", "run"]
+
+
+def lock(path: Path, what: str = "") -> FileLock:
+    """A lock between processes of this machine that fill the same lines; it dies with its process.
+
+    Arguments:
+        path: of the lines.
+        what: is locked; the lines themselves if nothing is said.
+    """
+    name = hashlib.sha256(f"{path.resolve()} {what}".encode()).hexdigest()[:16]
+    return FileLock(Path(gettempdir()) / f"kpair-{name}.lock")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -22,7 +36,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     Arguments:
         path: of the lines; it need not exist yet.
     """
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with lock(path):
+        text = path.read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -32,7 +50,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
         path: of the lines.
         line: what a run found.
     """
-    with path.open("a") as file:
+    with lock(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import subprocess
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -100,34 +102,76 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
+def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False, processes: int = 1) -> list[dict[str, Any]]:
     """Does what is missing, and returns the lines of all that was asked for.
+
+    What another process of the same machine is at is left to it, so the same command may be started several times.
 
     Arguments:
         asked: in the order in which they are done.
         path: of the lines.
         quiet: whether there is no bar.
+        processes: how many take part: this one, and others that are started by its own command line.
     """
-    there = {key_of(row) for row in recorded(path)}
-    missing = [run for run in asked if run.key not in there]
+    missing = [run for run in asked if run.key not in _there(path)]
     for run in missing:
         run.ready()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with (
+        Progress(*columns, console=Console(stderr=True), disable=quiet) as progress,
+        _others(min(processes, len(missing)) - 1),
+    ):
         bar = progress.add_task("", total=round(sum(run.cost for run in missing), 1))
-        done = 0.0
         for run in missing:
-            progress.update(bar, description=f"{run.experiment}, seed {run.seed}: {run.told}")
+            with _claimed(path, run.key) as mine:
+                there = _there(path)
+                if not mine or run.key in there:
+                    continue
+                done = sum(each.cost for each in missing if each.key in there)
+                progress.update(bar, description=f"{run.experiment}, seed {run.seed}: {run.told}")
 
-            def tick(share: float, done: float = done, cost: float = run.cost) -> None:
-                progress.update(bar, completed=round(done + share * cost, 1))
+                def tick(share: float, done: float = done, cost: float = run.cost) -> None:
+                    progress.update(bar, completed=round(done + share * cost, 1))
 
-            lines.append(path, attempt(run, tick))
-            done += run.cost
-            tick(0.0, done)
+                lines.append(path, attempt(run, tick))
+                tick(1.0)
+        progress.update(bar, description="what other processes are at")
     keys = {run.key for run in asked}
     return [row for row in recorded(path) if key_of(row) in keys]
+
+
+def _there(path: Path) -> set[str]:
+    return {key_of(row) for row in recorded(path)}
+
+
+@contextmanager
+def _claimed(path: Path, key: str) -> Iterator[bool]:
+    """Whether the run is for this process to do."""
+    claim = lines.lock(path, key)
+    try:
+        claim.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        claim.release()
+
+
+@contextmanager
+def _others(count: int) -> Iterator[None]:
+    """Processes that do the same; they are waited for at the end, and stopped where this one stops."""
+    command = [sys.executable, *sys.orig_argv[1:], "--processes", "1", "--quiet"]
+    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+        for other in started:
+            other.wait()
+    finally:
+        for other in started:
+            other.terminate()
 
 
 def attempt(run: Run, tick: Tick) -> dict[str, Any]:
@@ -191,7 +235,8 @@ def parser(description: str, *, seeds: dict[str, int]) -> argparse.ArgumentParse
     made.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw and the like")
     made.add_argument("--download", action="store_true", help="fetch what is missing")
     made.add_argument("--results", type=Path, help="file of the lines")
-    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--threads", type=int, default=1, help="of a process")
+    made.add_argument("--processes", type=int, default=1, help="runs at once")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
 
@@ -207,8 +252,9 @@ def parsed(made: argparse.ArgumentParser, seeds: dict[str, int], given: Sequence
     options = made.parse_args(given)
     if options.seeds is None:
         options.seeds = seeds[options.preset]
-    if options.seeds < 1:
-        made.error(f"--seeds {options.seeds}: expected at least 1")
+    for name in ("seeds", "processes"):
+        if getattr(options, name) < 1:
+            made.error(f"--{name} {getattr(options, name)}: expected at least 1")
     torch.set_num_threads(options.threads)
     return options
 

@@ -1,6 +1,9 @@
 """What series of runs share: lines that say which code ran, figures that can be read, pages that a phone shows."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from chromium import Browser, find_chromium
@@ -61,6 +64,45 @@ def test_a_line_names_the_commit_that_ran(tmp_path, monkeypatch, write):
         (found,) = lines.read(tmp_path / "lines.jsonl")
     lines.commit.cache_clear()
     assert (found["status"], found["commit"]) == ("ok", "1111111")
+
+
+def test_what_another_process_is_at_is_left_to_it(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    asked = [series.Run("t", {"arm": arm}, 0, lambda tick, arm=arm: {"found": arm}) for arm in ("first", "second")]
+    with lines.lock(path, asked[0].key):  # as a process at work on it holds it
+        assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second"]
+    assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second", "first"]
+    assert len(series.perform(asked, path, quiet=True)) == len(lines.read(path)) == 2
+
+
+def test_several_processes_do_every_run_once(tmp_path):
+    """A run takes part in the next one's time: both processes are needed, or the first would wait in vain."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys, time\n"
+        "from benchmarks import series\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def work(arm, tick):\n"
+        "    (folder / f'{arm}.begun').touch()\n"
+        "    end = time.monotonic() + 60\n"
+        "    while len(list(folder.glob('*.begun'))) < 2 and time.monotonic() < end:\n"
+        "        time.sleep(0.01)\n"
+        "    return {'process': os.getpid(), 'together': len(list(folder.glob('*.begun'))) >= 2}\n"
+        "options = series.parsed(series.parser('t', seeds={'quick': 1}), {'quick': 1}, sys.argv[2:])\n"
+        "asked = [series.Run('t', {'arm': arm}, 0, lambda tick, arm=arm: work(arm, tick)) for arm in range(4)]\n"
+        "series.perform(asked, folder / 'lines.jsonl', quiet=True, processes=options.processes)\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, str(program), str(tmp_path), "--processes", "2"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    rows = lines.read(tmp_path / "lines.jsonl")
+    assert sorted(row["config"]["arm"] for row in rows) == [0, 1, 2, 3]
+    assert len({row["process"] for row in rows}) == 2
+    assert all(row["together"] for row in rows)
 
 
 @pytest.mark.chromium

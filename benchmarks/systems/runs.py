@@ -273,7 +273,9 @@ def perform(systems: Sequence[System], options: argparse.Namespace) -> list[dict
         systems: of this folder.
         options: of `parser`.
     """
-    return series.perform(wanted(systems, options), results_of(options), quiet=options.quiet)
+    return series.perform(
+        wanted(systems, options), results_of(options), quiet=options.quiet, processes=options.processes
+    )
 
 
 def _data_of(system: System, config: Config, options: argparse.Namespace) -> data.Images:

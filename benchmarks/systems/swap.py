@@ -139,7 +139,7 @@ def main(given: Sequence[str] | None = None) -> None:
             keys = {run.key for run in asked}
             rows = [row for row in series.recorded(results_of(options)) if series.key_of(row) in keys]
         else:
-            rows = series.perform(asked, results_of(options), quiet=options.quiet)
+            rows = series.perform(asked, results_of(options), quiet=options.quiet, processes=options.processes)
     print(table(rows))
 
 

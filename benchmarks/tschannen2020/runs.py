@@ -122,7 +122,7 @@ def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> l
         raise InputError(
             f"--where {' '.join(options.where)}: no configuration of {', '.join(e.name for e in experiments)}"
         )
-    return series.perform(asked, results_of(options), quiet=options.quiet)
+    return series.perform(asked, results_of(options), quiet=options.quiet, processes=options.processes)
 
 
 def _work(experiment: Experiment, config: Config, options: argparse.Namespace, seed: int, tick: Tick) -> dict[str, Any]:
