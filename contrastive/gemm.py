@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["exact", "fast_products", "multiplies_in_float32", "rounded_products"]
+__all__ = ["exact", "fast_products", "multiplies_in_bfloat16", "multiplies_in_float32", "rounded_products"]
 
 # A product of 128 terms rounded in float32 errs by about 4e-7 of its largest entry, in bfloat16 by 4e-3.
 _TOLERANCE = 4e-6
@@ -83,6 +83,12 @@ def exact() -> bool:
 def multiplies_in_float32() -> bool:
     """Whether float32 matrices are multiplied in float32 on the CPU, in `fast_products` and by the user's settings."""
     return _error() < _TOLERANCE
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; without them autocast to it takes longer."""
+    # torch's public list of a processor's instructions is younger than the oldest torch that is supported.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _error() -> float:

@@ -179,7 +179,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--products",
         choices=("float32", "bfloat16"),
-        help="of training steps (default: the preset's), summed in float32",
+        help="of training steps (default: the preset's)",
     )
     made.add_argument("--where", nargs="+", default=(), metavar="KEY=VALUE", help="some configurations only")
     return made

@@ -23,7 +23,7 @@ from contrastive.batches import derived_seed
 from contrastive.encoders import MLP, StridedConvNet, glorot_uniform_
 from contrastive.estimators import infonce, nwj
 from contrastive.flows import RealNVP
-from contrastive.gemm import fast_products, rounded_products
+from contrastive.gemm import fast_products, multiplies_in_bfloat16, rounded_products
 from contrastive.geometry import jacobian_condition_numbers
 from miners import hcl, topk
 
@@ -70,8 +70,8 @@ class Setting:
         bound_batches: batches a bound is averaged over.
         probe_rows: training images of the probe of curves; None for all. The last figure takes all.
         measure: ``condition`` or ``inverse``, in addition.
-        products: ``bfloat16`` permits it in the products of training steps, which are summed in float32; everything
-            that is measured is computed in float32.
+        products: ``bfloat16`` permits it in the products of training steps, as autocast does; everything that is
+            measured is computed in float32.
     """
 
     preset: str
@@ -261,12 +261,15 @@ def _loss(
 def codes_of_step(encoder: nn.Module, x: Tensor, products: str) -> Tensor:
     """Codes for a training step; in bfloat16 by autocast, which rounds every weight once for the way there and back.
 
+    A processor without instructions for it computes in float32.
+
     Arguments:
         encoder: the representation.
         x: its inputs.
         products: ``bfloat16`` or ``float32``.
     """
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=products == "bfloat16"):
+    rounds = products == "bfloat16" and (x.device.type != "cpu" or multiplies_in_bfloat16())
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=rounds):
         return cast(Tensor, encoder(x)).float()
 
 
