@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before torch: processes that share the tests shall not share their cores as well.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -131,7 +132,7 @@ class TestChain:
             ([detached(chain(hcl(1.0), topk(4))), random_subset(2)], ["random_subset(k=2), which draws", "hcl"]),
             ([chain(topk(4), semihard(1.0)), hcl(1.0)], ["semihard(margin=1.0)"]),
         ],
-        ids=str,
+        ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),  # the same in every process that shares the tests
     )
     def test_facts_that_are_none_say_which_part_breaks_them(self, parts, words):
         facts = chain(*parts).facts

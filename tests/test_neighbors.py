@@ -43,7 +43,11 @@ def middle(x, metric, share=0.9):
 
 @metrics
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("guard", [{}, {"labels"}, {"threshold"}, {"labels", "threshold"}], ids=str)
+@pytest.mark.parametrize(
+    "guard",
+    [{}, {"labels"}, {"threshold"}, {"labels", "threshold"}],
+    ids=lambda guard: " and ".join(sorted(guard)) or "none",
+)
 def test_negatives_equal_brute_force(metric, dtype, guard):
     x = torch.randn(300, 12, dtype=dtype)
     options = {}

@@ -18,7 +18,7 @@ def test_the_two_commands():
     text = README.read_text()
     start = "    python -m venv .venv && . .venv/bin/activate && pip install -e "
     assert f'{start}".[faiss]" && kpair train\n' in text
-    assert f'{start}".[dev]" && pytest\n' in text
+    assert f'{start}".[dev]" && pytest -n 2 --dist worksteal\n' in text
 
 
 def test_its_links_exist():
