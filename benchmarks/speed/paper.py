@@ -2,15 +2,17 @@
 
 ``python -m benchmarks.speed.paper --data-root DATA`` prints the table of `benchmarks/speed/paper.json` and writes it.
 The peer of a step is the step as anybody writes it: `nn.Sequential`, torch's default Adam; that of the concatenated
-critic takes B x B concatenated rows through its network; that of the probe is scikit-learn's SAGA at the published
-tolerance. Steps "in bfloat16" are within autocast. The projection multiplies measured steps with the full iterations of
-one seed on MNIST: evaluations and probes come on top of it. One thread is timed by the process's own clock.
+critic takes B x B concatenated rows through its network; beside RealNVP stands zuko, a library of flows, where it is
+installed; that of the probe is scikit-learn's SAGA at the published tolerance. Steps "in bfloat16" are within autocast.
+The projection multiplies measured steps with the full iterations of one seed on MNIST: evaluations and probes come on
+top of it. One thread is timed by the process's own clock.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,6 +51,23 @@ class PlainFlow(nn.Module):
             kept, moved = x.chunk(2, 1)
             x = torch.cat([kept, moved + network(kept)], 1)[:, permutation]
         return x
+
+
+class FlowOfZuko(nn.Module):
+    """The same couplings by the library of flows, zuko, whose masks take the place of permutations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from zuko.flows import NICE
+        from zuko.transforms import AdditiveTransform
+
+        self.flow = NICE(
+            DIM, transforms=30, randmask=True, hidden_features=(512, 512), univariate=AdditiveTransform, shapes=[()]
+        )
+        truncated_normal_(self, 1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.flow.transform()(x)
 
 
 def plain_mlp() -> nn.Module:
@@ -258,6 +277,10 @@ def main() -> None:
     flow = asdict(training.Setting("paper", "paper", "mnist", "realnvp", "bilinear", "nce", 21_000, 1000, 1e-4))
     convnet = {"encoder": "convnet", "target": 2.0}
     mlp = flow | {"encoder": "mlp"}
+    of_zuko = {}
+    if find_spec("zuko") is not None:
+        step = plain_step(FlowOfZuko, DIM)
+        of_zuko = {"zuko": step, f"zuko, {ROUNDED}": rounded(step)}
 
     rows = [
         *compare(
@@ -271,6 +294,7 @@ def main() -> None:
                 f"plain torch, {ROUNDED}": rounded(plain_step(PlainFlow, DIM)),
                 "kpair": our_step(flow, data),
                 ALONE: products([(196, 512), (512, 512), (512, 196)] * 30, 2),
+                **of_zuko,
             },
             Goal(1.8),
             options.seconds,
