@@ -325,9 +325,9 @@ Claims without a run are left out.
 
 ## Products in bfloat16
 
-Figures 1 and 4 at full iterations may multiply the matrices of a training step in bfloat16, summed in float32,
-where the processor does so (AMX); whatever is measured is computed in float32. What that changes at the preset
-`quick`, by the same seeds:
+The encoders of figures 1 and 4 at full iterations are trained within autocast to bfloat16 where the processor has
+instructions for it; whatever is measured is computed in float32. What that changes at the preset `quick`, by the same
+seeds:
 
 {products}
 
