@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import Timeout
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from benchmarks import lines
 from contrastive.errors import InputError
@@ -113,32 +113,37 @@ def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False, processes:
         quiet: whether there is no bar.
         processes: how many take part: this one, and others that are started by its own command line.
     """
-    missing = [run for run in asked if run.key not in _there(path)]
+    there = _there(path)
+    missing = [run for run in asked if run.key not in there]
     for run in missing:
         run.ready()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        Progress(*columns, console=Console(stderr=True), disable=quiet) as progress,
-        _others(min(processes, len(missing)) - 1),
-    ):
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("", total=round(sum(run.cost for run in missing), 1))
-        for run in missing:
-            with _claimed(path, run.key) as mine:
-                there = _there(path)
-                if not mine or run.key in there:
-                    continue
-                done = sum(each.cost for each in missing if each.key in there)
-                progress.update(bar, description=f"{run.experiment}, seed {run.seed}: {run.told}")
-
-                def tick(share: float, done: float = done, cost: float = run.cost) -> None:
-                    progress.update(bar, completed=round(done + share * cost, 1))
-
-                lines.append(path, attempt(run, tick))
-                tick(1.0)
-        progress.update(bar, description="what other processes are at")
+        with _others(min(processes, len(missing)) - 1):
+            _do(missing, path, progress, bar)
+            progress.update(bar, description="what other processes are at")
+        _do(missing, path, progress, bar)  # what one of them died of
     keys = {run.key for run in asked}
     return [row for row in recorded(path) if key_of(row) in keys]
+
+
+def _do(missing: Sequence[Run], path: Path, progress: Progress, bar: TaskID) -> None:
+    """Does what nobody else has done or is at."""
+    for run in missing:
+        with _claimed(path, run.key) as mine:
+            there = _there(path)
+            if not mine or run.key in there:
+                continue
+            done = sum(each.cost for each in missing if each.key in there)
+            progress.update(bar, description=f"{run.experiment}, seed {run.seed}: {run.told}")
+
+            def tick(share: float, done: float = done, cost: float = run.cost) -> None:
+                progress.update(bar, completed=round(done + share * cost, 1))
+
+            lines.append(path, attempt(run, tick))
+            tick(1.0)
 
 
 def _there(path: Path) -> set[str]:

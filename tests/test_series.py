@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path):
         assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second"]
     assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second", "first"]
     assert len(series.perform(asked, path, quiet=True)) == len(lines.read(path)) == 2
+
+
+def test_what_another_process_died_of_is_done_in_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+    asked = [series.Run("t", {"arm": arm}, 0, lambda tick: {}) for arm in ("first", "second")]
+
+    @contextmanager
+    def others(count):
+        assert count == 1
+        with lines.lock(path, asked[0].key):
+            yield
+
+    monkeypatch.setattr(series, "_others", others)
+    found = series.perform(asked, path, quiet=True, processes=2)
+    assert [row["config"]["arm"] for row in found] == ["second", "first"]
 
 
 def test_several_processes_do_every_run_once(tmp_path):

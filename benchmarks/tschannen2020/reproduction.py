@@ -86,13 +86,9 @@ def page(rows: Sequence[Row]) -> str:
     """
     quick, full = (_of_plan(rows, preset) for preset in ("quick", "paper"))
     rounded = [row for row in rows if row["config"] in _rounded(quick)]
-    drawn = [
-        f"![{experiment.title}]({FIGURES.name}/{name}.png)"
-        for name, experiment in EXPERIMENTS.items()
-        if experiment.panels and _shown(quick, name)
-    ]
     return _TEXT.format(
-        figures="\n\n".join(drawn),
+        figures=_figures(quick, "quick"),
+        full_figures=_figures(full, "paper"),
         provenance=lines.provenance([*quick, *full, *rounded]),
         baselines=lines.markdown(_baselines(quick)),
         summary=lines.markdown(_summary(quick, full)),
@@ -125,6 +121,19 @@ def _of_plan(rows: Sequence[Row], preset: str) -> list[Row]:
 def _shown(rows: Sequence[Row], name: str) -> list[Row]:
     """The lines of a figure: of the data set that the paper has there."""
     return [row for row in rows if _is_of(row, name, EXPERIMENTS[name].datasets[0])]
+
+
+def _picture(name: str, preset: str) -> str:
+    return f"{name}.png" if preset == "quick" else f"{name}-{preset}.png"
+
+
+def _figures(rows: Sequence[Row], preset: str) -> str:
+    """The figures of a preset, of all experiments that have runs."""
+    return "\n\n".join(
+        f"![{experiment.title}]({FIGURES.name}/{_picture(name, preset)})"
+        for name, experiment in EXPERIMENTS.items()
+        if experiment.panels and _shown(rows, name)
+    )
 
 
 def _is_of(row: Row, experiment: str, data: str) -> bool:
@@ -323,6 +332,8 @@ Claims without a run are left out.
 
 {levels}
 
+{full_figures}
+
 ## Products in bfloat16
 
 The encoders of figures 1 and 4 at full iterations are trained within autocast to bfloat16 where the processor has
@@ -366,11 +377,11 @@ def main() -> None:
     rows = recorded(RESULTS)
     write_text(PAGE, page(rows))
     FIGURES.mkdir(exist_ok=True)
-    quick = _of_plan(rows, "quick")
-    for name, experiment in EXPERIMENTS.items():
-        drawn = figure(experiment.panels, _shown(quick, name))
-        if drawn is not None:
-            drawn.savefig(FIGURES / f"{name}.png", dpi=70, metadata={"Software": None})
+    for preset in ("quick", "paper"):
+        for name, experiment in EXPERIMENTS.items():
+            drawn = figure(experiment.panels, _shown(_of_plan(rows, preset), name))
+            if drawn is not None:
+                drawn.savefig(FIGURES / _picture(name, preset), dpi=70, metadata={"Software": None})
     print(PAGE)
 
 
