@@ -108,13 +108,15 @@ def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False, processes:
     What another process of the same machine is at is left to it, so the same command may be started several times.
 
     Arguments:
-        asked: in the order in which they are done.
+        asked: in the order in which they are done; by several processes the longest first.
         path: of the lines.
         quiet: whether there is no bar.
         processes: how many take part: this one, and others that are started by its own command line.
     """
     there = _there(path)
     missing = [run for run in asked if run.key not in there]
+    if processes > 1:  # the longest first: nobody shall wait for one that was begun last
+        missing.sort(key=lambda run: -run.cost)
     for run in missing:
         run.ready()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -168,6 +170,7 @@ def _claimed(path: Path, key: str) -> Iterator[bool]:
 @contextmanager
 def _others(count: int) -> Iterator[None]:
     """Processes that do the same; they are waited for at the end, and stopped where this one stops."""
+    # In the order of the command, that is from the other end: the first process has begun with the longest.
     command = [sys.executable, *sys.orig_argv[1:], "--processes", "1", "--quiet"]
     started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:

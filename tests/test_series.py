@@ -78,7 +78,7 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path):
 
 def test_what_another_process_died_of_is_done_in_its_place(tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
-    asked = [series.Run("t", {"arm": arm}, 0, lambda tick: {}) for arm in ("first", "second")]
+    asked = [series.Run("t", {"arm": arm}, 0, lambda tick: {}, cost=arm) for arm in (3, 1, 2)]
 
     @contextmanager
     def others(count):
@@ -88,7 +88,7 @@ def test_what_another_process_died_of_is_done_in_its_place(tmp_path, monkeypatch
 
     monkeypatch.setattr(series, "_others", others)
     found = series.perform(asked, path, quiet=True, processes=2)
-    assert [row["config"]["arm"] for row in found] == ["second", "first"]
+    assert [row["config"]["arm"] for row in found] == [2, 1, 3]  # the longest first, but for the one that was taken
 
 
 def test_several_processes_do_every_run_once(tmp_path):
