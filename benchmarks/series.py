@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,9 @@ def _claimed(path: Path, key: str) -> Iterator[bool]:
     try:
         yield True
     finally:
+        if key in _there(path):  # whoever claims it from here on finds the line, under whatever lock
+            with suppress(OSError):  # open files cannot be removed everywhere
+                Path(claim.lock_file).unlink()
         claim.release()
 
 

@@ -74,6 +74,7 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path):
         assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second"]
     assert [row["found"] for row in series.perform(asked, path, quiet=True)] == ["second", "first"]
     assert len(series.perform(asked, path, quiet=True)) == len(lines.read(path)) == 2
+    assert not any(Path(lines.lock(path, run.key).lock_file).exists() for run in asked)  # nothing is left behind
 
 
 def test_what_another_process_died_of_is_done_in_its_place(tmp_path, monkeypatch):
