@@ -168,8 +168,8 @@ class TestGradient:
             (slope,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
             return torch.autograd.grad(slope.square().sum(), x)[0]
 
-        found, expected = twice(flow), twice(flow._plain)
-        assert float((found - expected).abs().max()) < 0.03 * float(expected.abs().max())
+        # What is differentiated once more is computed again, within autocast again: in float32 it is off by 3e-3.
+        assert torch.allclose(twice(flow), twice(flow._plain), rtol=1e-5, atol=1e-6)
 
     def test_where_it_is_not_used(self):
         flow, x = RealNVP(4, couplings=2, hidden=(5,)), torch.randn(3, 4)

@@ -99,7 +99,7 @@ def our_step(config: dict[str, object], data: Halves) -> Step:
     batches = Batches(len(data.train), BATCH, generator)
 
     def step() -> None:
-        with training.fast_step(setting.products):
+        with training.fastest_products(setting.products):
             loss = training._loss(setting, model, data.train, next(batches), generator)
             assert loss is not None
             optimiser.zero_grad()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.data import Halves, spread
 from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
-from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, codes_of_step, encoded, fast_step, inverse_error
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, codes_of_step, encoded, fastest_products, inverse_error
 from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP
@@ -86,7 +86,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
         while steps > 0:
             now = min(steps, 10)
             x, labels = batch(now)
-            with torch.no_grad(), fast_step(products):
+            with torch.no_grad(), fastest_products(products):
                 codes = codes_of_step(encoder, x, products)
             for z, truth in zip(codes.split(BATCH), labels.split(BATCH), strict=True):
                 learns.zero_grad()
@@ -108,7 +108,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
     diverged = None
     for step in range(points[-1]["iteration"] + 1, config["iterations"] + 1):
         teach(config["ratio"])
-        with fast_step(products):
+        with fastest_products(products):
             loss = F.cross_entropy(classifier(codes_of_step(encoder, batch(1)[0], products)), uniform)
             if not bool(torch.isfinite(loss)):
                 diverged = step

@@ -36,7 +36,7 @@ __all__ = [
     "claim_of",
     "codes_of_step",
     "encoded",
-    "fast_step",
+    "fastest_products",
     "inverse_error",
     "train",
 ]
@@ -198,7 +198,7 @@ def train(
             tick(step / setting.iterations)
         if step == setting.iterations:
             break
-        with fast_step(setting.products):
+        with fastest_products(setting.products):
             loss = _loss(setting, model, data.train, next(batches), generator)
             if loss is None or not bool(torch.isfinite(loss)):
                 diverged = step
@@ -231,7 +231,7 @@ def _stuck(optimiser: torch.optim.Optimizer) -> bool:
     return any(not bool(torch.isfinite(state["exp_avg_sq"]).all()) for state in optimiser.state.values())
 
 
-def fast_step(products: str = "float32") -> AbstractContextManager[None]:
+def fastest_products(products: str = "float32") -> AbstractContextManager[None]:
     """The products of a training step, or of anything made of matrix products: by oneDNN, which is the fastest at them.
 
     Arguments:
@@ -350,7 +350,7 @@ def encoded(encoder: nn.Module, x: Tensor) -> Tensor:
         x: its inputs.
     """
     rows = 64 if any(isinstance(part, nn.Conv2d) for part in encoder.modules()) else 1024
-    with fast_step():
+    with fastest_products():
         return torch.cat([encoder(part) for part in x.split(rows)])
 
 
