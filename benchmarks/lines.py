@@ -95,14 +95,15 @@ def run(
     print(json.dumps({k: line[k] for k in line if k not in ("commit", "versions")}), flush=True)
 
 
-def half_width(values: Sequence[float]) -> float:
+def half_width(values: Sequence[float], count: int | None = None) -> float:
     """Half the width of the 95 % t-interval of a mean.
 
     Arguments:
         values: at least two.
+        count: of how many values with the same deviation; None for those that are there.
     """
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / len(values) ** 0.5
+    count = len(values) if count is None else count
+    return float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

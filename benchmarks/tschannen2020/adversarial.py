@@ -1,4 +1,4 @@
-"""Figure 1c: an encoder that loses nothing can be made useless for a linear classifier.
+"""Figure 1c: an encoder that loses nothing can be made worse for a linear classifier.
 
     python -m benchmarks.tschannen2020.adversarial --preset quick --data-root DATA
 
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.tschannen2020 import probe
+from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.data import Halves, spread
-from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
+from benchmarks.tschannen2020.runs import Config, Experiment, Panel, Tick, main
 from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, codes_of_step, encoded, fastest_products, inverse_error
 from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
@@ -159,7 +160,7 @@ def _pixels(data: Halves) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 EXPERIMENT = Experiment(
     "adversarial",
-    "Figure 1c: an encoder that loses nothing can be made useless for a linear classifier",
+    "Figure 1c: an encoder that loses nothing can be made worse for a linear classifier",
     plan,
     run,
     lambda config: config["iterations"] * (0.3 + 0.1 * config["ratio"]) + 60,
@@ -168,12 +169,15 @@ EXPERIMENT = Experiment(
         Panel("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
     ),
     (
-        Claim(2, "accuracy below raw pixels (difference negative)", "test_accuracy", {}, "pixels_accuracy", "negative"),
+        Claim(2, "accuracy below raw pixels", "test_accuracy", {}, "pixels_accuracy", "negative"),
         Claim(
-            2, "nothing is lost: error of the inverse in float64 below the tolerance (difference negative)",
+            2, "accuracy, by the converged probe, below the start's while float32 still inverts within the tolerance",
+            "invertible_accuracy", {}, "start_converged_accuracy", "negative",
+        ),
+        Claim(
+            2, f"nothing is lost: error of the inverse in float64 below {INVERSE_TOLERANCE:g}",
             "inverse_error_float64", {}, INVERSE_TOLERANCE, "always negative",
         ),
-        Claim(2, "nor in float32 (difference negative)", "inverse_error", {}, INVERSE_TOLERANCE, "always negative"),
     ),
 )  # fmt: skip
 

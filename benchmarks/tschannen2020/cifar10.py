@@ -6,8 +6,9 @@ python -m benchmarks.tschannen2020.cifar10 --preset quick --data-root DATA
 from typing import Any
 
 from benchmarks.tschannen2020 import architectures, critics
+from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.critics import run
-from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
+from benchmarks.tschannen2020.runs import Config, Experiment, Panel, main
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {"iterations": 2, "every": 2, "lr": 1e-3, "bound_batches": 1, "probe_rows": 128},
@@ -46,7 +47,7 @@ PANELS = tuple(
 )
 CLAIMS: tuple[Claim, ...] = (
     *(claim for claim in critics.CLAIMS if claim.number is not None),
-    *architectures.claims("nce", architectures.TARGETS[0]),
+    *architectures.CLAIMS,
 )
 EXPERIMENT = Experiment(
     "cifar10",

@@ -8,8 +8,9 @@ Both halves carry the same noise. Near the identity at the start, the encoder's 
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.critics import run
-from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, main
+from benchmarks.tschannen2020.runs import Config, Experiment, Panel, main
 from benchmarks.tschannen2020.training import Setting
 
 NOISE = 0.05

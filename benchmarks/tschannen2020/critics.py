@@ -9,8 +9,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.data import Halves
-from benchmarks.tschannen2020.runs import Claim, Config, Experiment, Panel, Tick, main
+from benchmarks.tschannen2020.runs import Config, Experiment, Panel, Tick, main
 from benchmarks.tschannen2020.training import Setting, train
 from benchmarks.under_way import UnderWay
 
@@ -74,11 +75,13 @@ def arm(critic: str, objective: str, miner: str = "none") -> Config:
         objective: of the arm.
         miner: of the arm.
     """
-    return {"critic": critic, "objective": objective, "miner": miner}
+    # Figure 9 has bilinear critics as well, of other encoders and targets.
+    return {"encoder": "mlp", "critic": critic, "objective": objective, "target": None, "miner": miner}
 
 
 CAP = math.log(128)  # of I_NCE in batches of 128
 NEAR_THE_CAP = 0.9
+NO_WORSE = 0.01  # a point of accuracy
 CLAIMS = (
     *(
         Claim(
@@ -99,11 +102,12 @@ CLAIMS = (
     ),
     Claim(
         8,
-        "accuracy: inner product not below bilinear (the difference may not be negative)",
+        f"accuracy: inner product not below bilinear by more than {NO_WORSE:g}",
         "test_accuracy",
         arm("inner product", "nce"),
         arm("bilinear", "nce"),
         "not negative",
+        NO_WORSE,
     ),
     *(
         Claim(

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import lines, pages
-from benchmarks.curves import figure, holds
-from benchmarks.tschannen2020.runs import Claim, Config, Experiment
+from benchmarks.curves import figure
+from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, found, short, told
+from benchmarks.tschannen2020.runs import Config, Experiment
 
-__all__ = ["NEAR", "arms", "differences", "text", "told", "told_troubles", "write"]
-
-# Nats: what counts as the same estimate, if the whole interval is within.
-NEAR = 0.1
+__all__ = ["arms", "text", "told_troubles", "write"]
 
 Row = dict[str, Any]
 ARM = ("data", "encoder", "critic", "objective", "target", "miner", "sampling", "noise")
@@ -34,20 +32,30 @@ def text(experiment: Experiment, rows: Sequence[Row]) -> str:
 
 
 def told_troubles(rows: Sequence[Row]) -> list[str]:
-    """A line for every run that failed or left the floats.
+    """A line for every run that failed, left the floats, or ended with an estimate below 0, where it says nothing.
 
     Arguments:
         rows: lines of experiments.
     """
-    return [f"{row['status']}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}" for row in _troubled(rows)]
+    return [
+        f"{row['status'].replace('ok', 'astray')}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}"
+        for row in rows
+        if row["status"] != "ok" or _is_astray(row)
+    ]
 
 
-def _troubled(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["status"] != "ok"]
+def _is_astray(row: Row) -> bool:
+    """Whether its estimate ended below 0, which a constant critic gets."""
+    return any((row.get(key) or 0.0) < 0 for key in ("test_bound", "train_bound"))
 
 
 def _why(row: Row) -> str:
-    return str(row.get("error") or f"left the floats at step {row.get('diverged_at')}")
+    if row["status"] != "ok":
+        return str(row.get("error") or f"left the floats at step {row.get('diverged_at')}")
+    heights = row["curves"].get("test_bound") or row["curves"]["train_bound"]
+    last = max((i for i, height in enumerate(heights) if height >= 0), default=-1)
+    since = row["curves"]["iteration"][min(last + 1, len(heights) - 1)]
+    return f"I_EST held out {short(row['test_bound'])} at the end, below 0 since the evaluation at step {since}"
 
 
 def _arm(config: Config) -> str:
@@ -70,7 +78,8 @@ def arms(rows: Sequence[Row]) -> list[list[str]]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[_arm(row["config"])].append(row)
-    head = ["arm", "runs", "accuracy (SAGA)", "I_EST held out", "I_EST training", "others", "CPU seconds a run"]
+    head = ["arm", "runs", "accuracy (SAGA)", "accuracy (converged)", "I_EST held out", "I_EST training", "others"]
+    head.append("CPU seconds a run")
     table = [head]
     for name, members in groups.items():
         good = [row for row in members if row["status"] == "ok"]
@@ -80,6 +89,7 @@ def arms(rows: Sequence[Row]) -> list[list[str]]:
                 name,
                 f"{len(good)}" + (f" (+ {failed} diverged or failed)" if failed else ""),
                 _mean(good, "test_accuracy"),
+                _mean(good, "converged_accuracy"),
                 _mean(good, "test_bound"),
                 _mean(good, "train_bound"),
                 _others(good),
@@ -90,83 +100,36 @@ def arms(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _mean(rows: Sequence[Row], key: str) -> str:
-    values = [row[key] for row in rows if row.get(key) is not None]
+    values = [value for row in rows if (value := figure_of(row, key)) is not None]
     if not values:
         return ""
-    spread = f" ± {_short(statistics.stdev(values))}" if len(values) > 1 else ""
-    return f"{_short(statistics.fmean(values))}{spread}"
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Four digits behind the point; an estimate that went astray needs none of them."""
-    return f"{value:{sign}.4f}" if abs(value) < 1e4 else f"{value:{sign}.1e}"
+    spread = f" ± {short(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{short(statistics.fmean(values))}{spread}"
 
 
 def _others(rows: Sequence[Row]) -> str:
-    found = []
+    words = []
     if any("inverse_error" in row for row in rows):
         worst = max(row["inverse_error"] for row in rows)
         exact = max(row["inverse_error_float64"] for row in rows)
         kept = "within" if all(row["inverse_within_tolerance"] for row in rows) else "ABOVE"
-        found.append(f"inverse off by {worst:.1e} at most ({kept} tolerance), in float64 by {exact:.1e}")
+        words.append(f"inverse off by {worst:.1e} at most ({kept} tolerance), in float64 by {exact:.1e}")
     if any("median_log10_condition" in row for row in rows):
-        found.append(f"median log10 condition {_mean(rows, 'median_log10_condition')}")
+        words.append(f"median log10 condition {_mean(rows, 'median_log10_condition')}")
     if any("mined_status" in row for row in rows):
         status = " / ".join(sorted({row["mined_status"] for row in rows if "mined_status" in row}))
-        found.append(f"mined loss: {status}, value {_mean(rows, 'mined_bound')}; I_EST is the honest bound")
-    if any("fast_accuracy" in row for row in rows):
-        found.append(f"fast probe {_mean(rows, 'fast_accuracy')}")
-    return "; ".join(found)
-
-
-def differences(claim: Claim, rows: Sequence[Row]) -> list[float]:
-    """The difference of every seed that has both sides.
-
-    Arguments:
-        claim: what is compared.
-        rows: of the experiment.
-    """
-    of = _by_seed(rows, claim.of, claim.figure)
-    if isinstance(claim.versus, dict):
-        versus = _by_seed(rows, claim.versus, claim.figure)
-    elif isinstance(claim.versus, str):
-        versus = _by_seed(rows, claim.of, claim.versus)
-    else:
-        versus = dict.fromkeys(of, claim.versus)
-    return [of[key] - versus[key] for key in sorted(of.keys() & versus.keys())]
-
-
-def _by_seed(rows: Sequence[Row], where: Config, key: str) -> dict[tuple[int, str], float]:
-    """By seed, and by what the claim leaves open."""
-    found = {}
-    for row in rows:
-        if row["status"] == "ok" and row.get(key) is not None and holds(row["config"], where):
-            open_keys = [name for name in ARM if name not in where]
-            found[row["seed"], str([row["config"].get(name) for name in open_keys])] = row[key]
-    return found
+        words.append(f"mined loss: {status}, value {_mean(rows, 'mined_bound')}; I_EST is the honest bound")
+    return "; ".join(words)
 
 
 def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
-    table = [["claim", "what", "difference", "95 % interval", "pairs"]]
+    table = [["claim", "what", "difference", "95 % interval", "seeds"]]
     for claim in experiment.claims:
-        values = differences(claim, rows)
-        table.append([str(claim.number or "beyond"), claim.text, *told(values), str(len(values))])
+        for each in (claim, by_converged_probe(claim)):
+            if each is not None:
+                values = found(each, rows).values
+                table.append([str(claim.number or "beyond"), each.text, *told(values), str(len(values))])
     return table
-
-
-def told(values: Sequence[float]) -> tuple[str, str]:
-    """Mean and 95 % interval of differences, in words; one alone has no interval.
-
-    Arguments:
-        values: one a seed.
-    """
-    if not values:
-        return "no pair", ""
-    middle = statistics.fmean(values)
-    if len(values) == 1:
-        return _short(middle, "+"), ""
-    half = lines.half_width(values)
-    return _short(middle, "+"), f"{_short(middle - half, '+')} to {_short(middle + half, '+')}"
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
@@ -195,11 +158,7 @@ def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, 
         if experiment.claims:
             parts.append(pages.table(_claims(experiment, own)))
         parts.append(pages.table(arms(own)))
-        parts += [
-            f"<p class=bad>{row['status']}: {html.escape(_arm(row['config']))}, seed {row['seed']}: "
-            f"{html.escape(_why(row))}</p>"
-            for row in _troubled(own)
-        ]
+        parts += [f"<p class=bad>{html.escape(line)}</p>" for line in told_troubles(own)]
     note = (
         f"Preset {preset}. Bands and ± are standard deviations over seeds; differences are paired by seed, with 95 % "
         "t-intervals. I_EST is the estimate that is trained, in batches of 128: held out on test images, and on fresh "

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks import series
 from benchmarks.curves import Panel
 from benchmarks.series import Config, Tick
+from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.data import NAMES, Halves, load
 from benchmarks.under_way import UnderWay, kept
 from contrastive.errors import InputError
 
 __all__ = [
-    "Claim",
     "Config",
     "Experiment",
     "Panel",
@@ -31,27 +31,6 @@ __all__ = [
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 SEEDS = {"smoke": 1, "quick": 3, "paper": 20}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A difference that the paper asserts something of, paired by seed.
-
-    Arguments:
-        number: of the paper's claim; None where it is ours.
-        text: what is claimed.
-        figure: which figure of the line.
-        of: what the configurations of the one side hold.
-        versus: those of the other side; or the name of a figure of the same line; or a number.
-        expected: what the difference is where the claim holds; "zero" is near it, "always" is of every seed.
-    """
-
-    number: int | None
-    text: str
-    figure: str
-    of: Config
-    versus: Config | str | float
-    expected: Literal["positive", "negative", "always negative", "not positive", "not negative", "zero"] = "positive"
 
 
 @dataclass(frozen=True)

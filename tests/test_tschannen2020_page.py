@@ -1,0 +1,199 @@
+"""What the paper's claims are judged by, and the pages that are made of the lines."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from benchmarks import curves, series
+from benchmarks.tschannen2020 import (
+    __main__ as everything,
+)
+from benchmarks.tschannen2020 import (
+    claims,
+    critics,
+    invertible,
+    report,
+    reproduction,
+    runs,
+)
+
+
+def line(seed, critic, bound, accuracy, **more):
+    plan = critics.EXPERIMENT.plan("quick", "paper", "mnist")
+    (config,) = (row for row in plan if (row["critic"], row["objective"]) == (critic, "nwj"))
+    return {
+        "experiment": "critics", "config": config, "seed": seed, "status": "ok", "test_bound": bound,
+        "train_bound": bound, "test_accuracy": accuracy, "cpu_seconds": 1.0, "commit": "abc", "format": series.FORMAT,
+        "hardware": {"processor": "p"}, **more,
+    }  # fmt: skip
+
+
+def test_differences_are_paired_by_seed():
+    rows = [line(s, c, 1.0 * s + (c == "concat"), 0.5) for s in (0, 1, 2) for c in ("bilinear", "concat")]
+    del rows[0]
+    (claim,) = (claim for claim in critics.CLAIMS if claim.text == "I_NWJ: concat above bilinear")
+    assert claims.found(claim, rows) == claims.Found((1.0, 1.0))
+    constant = claims.Claim(6, "t", "test_bound", {"critic": "concat"}, 0.5)
+    assert claims.found(constant, rows) == claims.Found((0.5, 1.5, 2.5))
+    start = claims.Claim(3, "t", "test_bound", {"critic": "concat"}, "test_accuracy")
+    assert claims.found(start, rows) == claims.Found((0.5, 1.5, 2.5))
+    rows[1] |= {"status": "diverged"}
+    assert claims.found(claim, rows) == claims.Found((1.0,), lost=1)
+    with pytest.raises(ValueError, match="several runs of seed 0 hold"):
+        claims.found(
+            claims.Claim(6, "t", "test_bound", {}, 0.5), [line(0, c, 1.0, 0.5) for c in ("bilinear", "concat")]
+        )
+
+
+def test_accuracies_by_the_converged_probe():
+    """The ends of the curve, where the published probe read the last and the first codes."""
+    claim = claims.Claim(3, "t", "test_accuracy", {}, "start_test_accuracy")
+    curves = {"accuracy": [0.5, 0.6, 0.75], "inverse_error": [1e-6, 1e-5, 2e-3]}
+    rows = [line(0, "concat", 1.0, 0.7, start_test_accuracy=0.6, curves=curves)]
+    assert claims.found(claim, rows).values == pytest.approx((0.1,))
+    assert claims.found(claims.by_converged_probe(claim), rows).values == pytest.approx((0.25,))
+    assert claims.by_converged_probe(dataclasses.replace(claim, figure="test_bound")) is None
+    assert claims.figure_of(rows[0], "invertible_accuracy") == 0.6
+    assert claims.figure_of({"fast_accuracy": 0.3}, "converged_accuracy") == 0.3
+
+
+def test_a_claim_is_not_tested_without_what_it_takes():
+    at = claims.Claim(5, "equal", "train_bound", {"critic": "concat"}, {"critic": "bilinear"}, "zero")
+    claim = claims.Claim(5, "t", "test_accuracy", {"critic": "concat"}, {"critic": "bilinear"}, given=(at,))
+    rows = [line(s, c, 2.0, 0.5 + 0.1 * (c == "concat") + 0.01 * s) for s in (0, 1) for c in ("bilinear", "concat")]
+    assert claims.judged(claim, rows)[1] == "reproduced"
+    rows[1]["train_bound"] = 3.0
+    assert claims.judged(claim, rows)[1] == "not tested (it takes equal)"
+    assert claims.judged(claim, rows[:2])[1] == "not tested (one seed)"
+
+
+def test_no_claim_counts_a_seed_twice():
+    """Figure 9 has bilinear critics as well, figure 1 two bounds: all of the plan's runs are there, for two seeds."""
+    for experiment in everything.EXPERIMENTS.values():
+        for preset in ("quick", "paper"):
+            plan = experiment.plan(preset, "paper", experiment.datasets[0])
+            figures = dict.fromkeys(
+                ("test_bound", "train_bound", "start_bound", "test_accuracy", "start_test_accuracy", "pixels_accuracy",
+                 "inverse_error", "inverse_error_float64", "median_log10_condition", "start_median_log10_condition"),
+                0.5,
+            )  # fmt: skip
+            figures["curves"] = {"accuracy": [0.5], "inverse_error": [0.0]}
+            rows = [{"config": config, "seed": seed, "status": "ok", **figures} for config in plan for seed in (0, 1)]
+            planned = [claim for claim in experiment.claims if any(curves.holds(row, claim.of) for row in plan)]
+            assert all(len(claims.found(claim, rows).values) == 2 for claim in planned)
+            assert preset == "quick" or planned == list(experiment.claims)
+
+
+def test_the_page(tmp_path, monkeypatch):
+    curves = {"iteration": [0, 5, 10], "test_bound": [0.0, 1.0, 2.0], "train_bound": [0.0, 1.0, 2.0]}
+    curves["accuracy"] = [0.8, 0.8, 0.7]
+    rows = [line(s, c, 2.0, 0.7, curves=curves) for s in (0, 1) for c in ("bilinear", "concat")]
+    rows[0] |= {"status": "failed", "error": "ValueError: <worst>"}
+    rows[1] |= {"status": "diverged", "diverged_at": 7, "curves": {k: v[:2] for k, v in curves.items()}}
+    results = tmp_path / "lines.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--preset", "quick", "--report-only", "--results", str(results), "--folder", str(tmp_path / "page")]
+    monkeypatch.setattr(sys, "argv", ["tschannen2020", *arguments])
+    everything.main()
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "ValueError: &lt;worst&gt;" in page
+    assert "left the floats at step 7" in page
+    assert "(+ 1 diverged or failed)" in page
+    assert (tmp_path / "page" / "critics.png").stat().st_size > 1000
+
+
+def test_the_page_of_claims_is_what_the_lines_say():
+    made = reproduction.page(series.recorded(runs.RESULTS))
+    assert reproduction.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.tschannen2020.reproduction"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        (["not tested at this budget", "not tested (one seed)"], "not tested"),
+        (["reproduced"], "**reproduced**"),
+        (["reproduced", "reproduced"], "**reproduced**, all 2 parts"),
+        (
+            ["reproduced", "undecided (the interval holds 0)", "NOT reproduced", "NOT reproduced"],
+            "of 4 parts 1 reproduced, 1 undecided, 2 NOT reproduced",
+        ),
+        (["reproduced", "not tested at this budget"], "of 2 parts 1 reproduced, 1 not tested"),
+    ],
+)
+def test_a_claim_holds_where_all_of_its_parts_do(verdicts, told):
+    assert reproduction._together(verdicts) == told
+
+
+def test_the_page_keeps_budgets_and_products_apart():
+    def row(config, seed, accuracy):
+        measured = {"test_accuracy": accuracy, "test_bound": 3.0, "train_bound": 3.0, "start_test_accuracy": 0.8}
+        measured["curves"] = {"iteration": [0, 1], "accuracy": [0.7, accuracy]}
+        spent = {"cpu_seconds": 1800.0, "seconds": 2000.0, "commit": "abc", "hardware": {"processor": "Some"}}
+        return {"experiment": "invertible", "config": config, "seed": seed, "status": "ok", **measured, **spent}
+
+    (quick, _), (paper, _) = (invertible.EXPERIMENT.plan(preset, "paper", "mnist") for preset in ("quick", "paper"))
+    rows = [row(quick, seed, 0.81) for seed in (0, 1)]
+    rows += [row({**quick, "products": "bfloat16"}, seed, 0.83) for seed in (0, 1)]
+    rows += [row({**quick, "iterations": 7}, seed, 0.99) for seed in (0, 1)]
+    rows += [row(paper, 0, 0.86)]
+    before, _, after = reproduction.page(rows).partition("## With the paper's iterations")
+    text = "accuracy by I_NCE after training above the start"
+    assert f"| {text} | +0.0100 ± 0.0000 (2): reproduced | +0.0600 (1): not tested (one seed) |" in before
+    assert "1 are there; each on one core, they took 0.5 hours of its time, 0.6 by the clock" in " ".join(after.split())
+    assert "| invertible | realnvp | nce | accuracy | +0.0200 | +0.0200 to +0.0200 | 2 |" in after
+
+
+@pytest.mark.parametrize(
+    ("expected", "values", "told"),
+    [
+        ("positive", [], "not tested"),
+        ("positive", [0.1], "not tested (one seed)"),
+        ("positive", [0.10, 0.11, 0.12], "reproduced"),
+        ("positive", [-0.10, -0.11, -0.12], "NOT reproduced"),
+        ("positive", [0.1, -0.1, 0.05], "undecided (the interval holds 0)"),
+        ("negative", [-0.10, -0.11, -0.12], "reproduced"),
+        ("negative", [0.10, 0.11, 0.12], "NOT reproduced"),
+        ("not positive", [0.001, -0.001, 0.0], "reproduced"),
+        ("not positive", [0.01, -0.01, 0.0], "undecided (the interval holds 0.005)"),
+        ("not positive", [0.10, 0.11, 0.12], "NOT reproduced"),
+        ("not negative", [0.001, -0.001, 0.0], "reproduced"),
+        ("not negative", [0.1, -0.1], "undecided (the interval holds -0.005)"),  # two seeds say nothing of an absence
+        ("not negative", [-0.10, -0.11, -0.12], "NOT reproduced"),
+        ("zero", [0.05, 0.051], "reproduced"),
+        ("zero", [0.05, 0.06], "undecided (the interval holds 0.1)"),
+        ("zero", [0.3, -0.3], "undecided (the interval holds -0.1 and 0.1)"),
+        ("zero", [0.25, 0.26], "NOT reproduced"),
+    ],
+)
+def test_verdicts(expected, values, told):
+    claim = claims.Claim(1, "t", "test_bound", {}, 0.0, expected, 0.005)
+    assert claims.verdict(claim, claims.Found(tuple(values))).startswith(told)
+    if told == "reproduced":
+        assert claims.verdict(claim, claims.Found(tuple(values), lost=1)) == "undecided (a run was lost)"
+
+
+def test_what_twenty_seeds_would_say():
+    claim = claims.Claim(1, "t", "test_bound", {}, 0.0)
+    found = claims.Found((0.1, -0.1, 0.15))  # 0.05 +- 0.13: the interval of twenty is 0.06 to either side
+    assert claims.verdict(claim, found).startswith("undecided")
+    assert claims.with_seeds(claim, found, 20).startswith("undecided")
+    assert claims.with_seeds(claim, found, 40) == "reproduced"
+
+
+def test_one_inverse_above_the_tolerance_fails_the_claim():
+    (claim,) = (c for c in invertible.CLAIMS if c.figure == "inverse_error" and c.of == {"objective": "nce"})
+    row = {"status": "ok", "config": {"objective": "nce"}}
+    errors = [{**row, "seed": seed, "inverse_error": error} for seed, error in enumerate((1e-6, 1e-6, 2e-3))]
+    assert claims.verdict(claim, claims.found(claim, errors[:2])) == "reproduced"
+    assert claims.verdict(claim, claims.found(claim, errors)) == "NOT reproduced"
+    assert claims.verdict(claim, claims.found(claim, errors[2:])) == "NOT reproduced"  # one is enough
+
+
+def test_an_estimate_that_ends_below_0_is_listed():
+    """It is a number, so the run is ok; as an estimate it says nothing."""
+    curves = {"iteration": [0, 5, 10], "test_bound": [1.0, 0.5, -3.0]}
+    told = report.told_troubles([line(3, "concat", -3.0, 0.5, curves=curves), line(0, "concat", 3.0, 0.5)])
+    assert told == ["astray: mnist, mlp, concat, nwj, seed 3: I_EST held out -3.0000 at the end, below 0 since the "
+                    "evaluation at step 10"]  # fmt: skip
