@@ -165,7 +165,7 @@ EXPERIMENT = Experiment(
     run,
     lambda config: config["iterations"] * (0.3 + 0.1 * config["ratio"]) + 60,
     (
-        Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_accuracy", "raw pixels, linear")),
+        Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_accuracy", "raw pixels, published probe")),
         Panel("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
     ),
     (
