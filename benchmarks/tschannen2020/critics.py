@@ -75,8 +75,8 @@ def arm(critic: str, objective: str, miner: str = "none") -> Config:
         objective: of the arm.
         miner: of the arm.
     """
-    # Figure 9 has bilinear critics as well, of other encoders and targets.
-    return {"encoder": "mlp", "critic": critic, "objective": objective, "target": None, "miner": miner}
+    # Figure 9 has bilinear critics as well, of encoders that are brought to a target.
+    return {"critic": critic, "objective": objective, "target": None, "miner": miner}
 
 
 CAP = math.log(128)  # of I_NCE in batches of 128
