@@ -34,15 +34,15 @@ def test_differences_are_paired_by_seed():
     rows = [line(s, c, 1.0 * s + (c == "concat"), 0.5) for s in (0, 1, 2) for c in ("bilinear", "concat")]
     del rows[0]
     (claim,) = (claim for claim in critics.CLAIMS if claim.text == "I_NWJ: concat above bilinear")
-    assert claims.found(claim, rows) == claims.Found((1.0, 1.0))
+    assert claims.differences(claim, rows) == claims.Differences((1.0, 1.0))
     constant = claims.Claim(6, "t", "test_bound", {"critic": "concat"}, 0.5)
-    assert claims.found(constant, rows) == claims.Found((0.5, 1.5, 2.5))
+    assert claims.differences(constant, rows) == claims.Differences((0.5, 1.5, 2.5))
     start = claims.Claim(3, "t", "test_bound", {"critic": "concat"}, "test_accuracy")
-    assert claims.found(start, rows) == claims.Found((0.5, 1.5, 2.5))
+    assert claims.differences(start, rows) == claims.Differences((0.5, 1.5, 2.5))
     rows[1] |= {"status": "diverged"}
-    assert claims.found(claim, rows) == claims.Found((1.0,), lost=1)
+    assert claims.differences(claim, rows) == claims.Differences((1.0,), lost=1)
     with pytest.raises(ValueError, match="several runs of seed 0 hold"):
-        claims.found(
+        claims.differences(
             claims.Claim(6, "t", "test_bound", {}, 0.5), [line(0, c, 1.0, 0.5) for c in ("bilinear", "concat")]
         )
 
@@ -52,10 +52,12 @@ def test_accuracies_by_the_converged_probe():
     claim = claims.Claim(3, "t", "test_accuracy", {}, "start_test_accuracy")
     curves = {"accuracy": [0.5, 0.6, 0.75], "inverse_error": [1e-6, 1e-5, 2e-3]}
     rows = [line(0, "concat", 1.0, 0.7, start_test_accuracy=0.6, curves=curves)]
-    assert claims.found(claim, rows).values == pytest.approx((0.1,))
-    assert claims.found(claims.by_converged_probe(claim), rows).values == pytest.approx((0.25,))
+    lost_at_once = {"curves": {**curves, "inverse_error": [2e-3, 0.0, 0.0]}}
+    assert claims.differences(claim, rows).values == pytest.approx((0.1,))
+    assert claims.differences(claims.by_converged_probe(claim), rows).values == pytest.approx((0.25,))
     assert claims.by_converged_probe(dataclasses.replace(claim, figure="test_bound")) is None
     assert claims.figure_of(rows[0], "invertible_accuracy") == 0.6
+    assert claims.figure_of(lost_at_once, "invertible_accuracy") is None
     assert claims.figure_of({"fast_accuracy": 0.3}, "converged_accuracy") == 0.3
 
 
@@ -74,15 +76,12 @@ def test_no_claim_counts_a_seed_twice():
     for experiment in everything.EXPERIMENTS.values():
         for preset in ("quick", "paper"):
             plan = experiment.plan(preset, "paper", experiment.datasets[0])
-            figures = dict.fromkeys(
-                ("test_bound", "train_bound", "start_bound", "test_accuracy", "start_test_accuracy", "pixels_accuracy",
-                 "inverse_error", "inverse_error_float64", "median_log10_condition", "start_median_log10_condition"),
-                0.5,
-            )  # fmt: skip
+            figures = dict.fromkeys((name for claim in experiment.claims for name in (claim.figure, claim.versus)
+                                     if isinstance(name, str)), 0.5)  # fmt: skip
             figures["curves"] = {"accuracy": [0.5], "inverse_error": [0.0]}
             rows = [{"config": config, "seed": seed, "status": "ok", **figures} for config in plan for seed in (0, 1)]
             planned = [claim for claim in experiment.claims if any(curves.holds(row, claim.of) for row in plan)]
-            assert all(len(claims.found(claim, rows).values) == 2 for claim in planned)
+            assert all(len(claims.differences(claim, rows).values) == 2 for claim in planned)
             assert preset == "quick" or planned == list(experiment.claims)
 
 
@@ -153,6 +152,8 @@ def test_the_page_keeps_budgets_and_products_apart():
         ("positive", [0.10, 0.11, 0.12], "reproduced"),
         ("positive", [-0.10, -0.11, -0.12], "NOT reproduced"),
         ("positive", [0.1, -0.1, 0.05], "undecided (the interval holds 0)"),
+        ("positive", [0.0, 0.0, 0.0], "undecided (the interval holds 0)"),
+        ("negative", [0.0, 0.0, 0.0], "undecided (the interval holds 0)"),
         ("negative", [-0.10, -0.11, -0.12], "reproduced"),
         ("negative", [0.10, 0.11, 0.12], "NOT reproduced"),
         ("not positive", [0.001, -0.001, 0.0], "reproduced"),
@@ -169,14 +170,27 @@ def test_the_page_keeps_budgets_and_products_apart():
 )
 def test_verdicts(expected, values, told):
     claim = claims.Claim(1, "t", "test_bound", {}, 0.0, expected, 0.005)
-    assert claims.verdict(claim, claims.Found(tuple(values))).startswith(told)
+    assert claims.verdict(claim, claims.Differences(tuple(values))).startswith(told)
     if told == "reproduced":
-        assert claims.verdict(claim, claims.Found(tuple(values), lost=1)) == "undecided (a run was lost)"
+        assert claims.verdict(claim, claims.Differences(tuple(values), lost=1)) == "undecided (1 lost)"
+
+
+def test_runs_that_are_lost():
+    """Whether they failed or have no number: nothing is said without them."""
+    inverse = claims.Claim(1, "t", "inverse_error", {}, 1e-3, "always negative")
+    rows = [line(seed, "concat", 1.0, 0.5, inverse_error=1e-6) for seed in range(3)]
+    assert reproduction._cell(inverse, rows, "quick", "mnist") == "at most 1.0e-06 (3): reproduced"
+    rows[1]["inverse_error"] = None
+    assert reproduction._cell(inverse, rows, "quick", "mnist") == "at most 1.0e-06 (2 of 3): undecided (1 lost)"
+    assert claims.judged(dataclasses.replace(inverse, expected="negative"), rows)[1] == "undecided (1 lost)"
+    lost = [{**row, "status": "diverged"} for row in rows]
+    assert reproduction._cell(inverse, lost, "quick", "mnist") == "not tested (3 lost)"
+    assert reproduction._cell(inverse, [], "quick", "mnist") == ""
 
 
 def test_what_twenty_seeds_would_say():
     claim = claims.Claim(1, "t", "test_bound", {}, 0.0)
-    found = claims.Found((0.1, -0.1, 0.15))  # 0.05 +- 0.13: the interval of twenty is 0.06 to either side
+    found = claims.Differences((0.1, -0.1, 0.15))  # 0.05 +- 0.13: the interval of twenty is 0.06 to either side
     assert claims.verdict(claim, found).startswith("undecided")
     assert claims.with_seeds(claim, found, 20).startswith("undecided")
     assert claims.with_seeds(claim, found, 40) == "reproduced"
@@ -186,14 +200,18 @@ def test_one_inverse_above_the_tolerance_fails_the_claim():
     (claim,) = (c for c in invertible.CLAIMS if c.figure == "inverse_error" and c.of == {"objective": "nce"})
     row = {"status": "ok", "config": {"objective": "nce"}}
     errors = [{**row, "seed": seed, "inverse_error": error} for seed, error in enumerate((1e-6, 1e-6, 2e-3))]
-    assert claims.verdict(claim, claims.found(claim, errors[:2])) == "reproduced"
-    assert claims.verdict(claim, claims.found(claim, errors)) == "NOT reproduced"
-    assert claims.verdict(claim, claims.found(claim, errors[2:])) == "NOT reproduced"  # one is enough
+    assert claims.verdict(claim, claims.differences(claim, errors[:2])) == "reproduced"
+    assert claims.verdict(claim, claims.differences(claim, errors)) == "NOT reproduced"
+    assert claims.verdict(claim, claims.differences(claim, errors[2:])) == "NOT reproduced"  # one is enough
 
 
 def test_an_estimate_that_ends_below_0_is_listed():
     """It is a number, so the run is ok; as an estimate it says nothing."""
-    curves = {"iteration": [0, 5, 10], "test_bound": [1.0, 0.5, -3.0]}
-    told = report.told_troubles([line(3, "concat", -3.0, 0.5, curves=curves), line(0, "concat", 3.0, 0.5)])
-    assert told == ["astray: mnist, mlp, concat, nwj, seed 3: I_EST held out -3.0000 at the end, below 0 since the "
-                    "evaluation at step 10"]  # fmt: skip
+    curves = {"iteration": [0, 5, 10], "test_bound": [1.0, 0.5, -3.0], "train_bound": [1.0, -1.0, -3.0]}
+    rows = [line(3, "concat", -3.0, 0.5, curves=curves), line(0, "concat", 3.0, 0.5)]
+    rows.append({**line(4, "concat", 0.5, 0.5, curves=curves), "train_bound": -0.1})
+    told = [f"astray: mnist, mlp, concat, nwj, seed {row}" for row in (3, 4)]
+    assert report.told_troubles(rows) == [
+        f"{told[0]}: I_EST held out -3.0000 at the end, below 0 since the evaluation at step 10",
+        f"{told[1]}: I_EST training -0.1000 at the end, below 0 since the evaluation at step 5",
+    ]

@@ -129,6 +129,7 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
         "test_bound": None,
         "train_bound": None,
         "pixels_accuracy": probe.saga_accuracy(*_pixels(data), seed=seed),
+        "pixels_converged_accuracy": probe.fast_accuracy(*_pixels(data, config["probe_rows"])),
         "curves": {key: [point[key] for point in points] for key in points[0]},
     }
     if diverged is not None:
@@ -149,13 +150,13 @@ def _point(config: Config, encoder: nn.Module, data: Halves, step: int) -> dict[
 
 
 def _codes(encoder: nn.Module, data: Halves, rows: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train, labels, test, truth = _pixels(data)
-    some = spread(len(train), rows)
-    return encoded(encoder, train[some]), labels[some], encoded(encoder, test), truth
+    train, labels, test, truth = _pixels(data, rows)
+    return encoded(encoder, train), labels, encoded(encoder, test), truth
 
 
-def _pixels(data: Halves) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return data.train.x.float() / 255, data.train.labels, data.test.x.float() / 255, data.test.labels
+def _pixels(data: Halves, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    some = spread(len(data.train), rows)
+    return data.train.x[some].float() / 255, data.train.labels[some], data.test.x.float() / 255, data.test.labels
 
 
 EXPERIMENT = Experiment(
@@ -165,14 +166,14 @@ EXPERIMENT = Experiment(
     run,
     lambda config: config["iterations"] * (0.3 + 0.1 * config["ratio"]) + 60,
     (
-        Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_accuracy", "raw pixels, published probe")),
+        Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_converged_accuracy", "raw pixels")),
         Panel("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
     ),
     (
         Claim(2, "accuracy below raw pixels", "test_accuracy", {}, "pixels_accuracy", "negative"),
         Claim(
-            2, "accuracy, by the converged probe, below the start's while float32 still inverts within the tolerance",
-            "invertible_accuracy", {}, "start_converged_accuracy", "negative",
+            2, "accuracy, by the converged probe, below raw pixels while float32 still inverts within the tolerance",
+            "invertible_accuracy", {}, "pixels_converged_accuracy", "negative",
         ),
         Claim(
             2, f"nothing is lost: error of the inverse in float64 below {INVERSE_TOLERANCE:g}",

@@ -1,5 +1,6 @@
 """What the paper asserts, as differences paired by seed, and what the runs say of it."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +9,18 @@ from typing import Any, Literal
 from benchmarks import lines
 from benchmarks.curves import holds
 from benchmarks.series import Config
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
 
 __all__ = [
     "NEAR",
     "Claim",
-    "Found",
+    "Differences",
     "by_converged_probe",
+    "differences",
     "figure_of",
-    "found",
     "judged",
+    "mean_and_interval",
     "short",
-    "told",
     "verdict",
     "with_seeds",
 ]
@@ -30,8 +32,7 @@ NEAR = 0.1
 CONVERGED = {
     "test_accuracy": "converged_accuracy",
     "start_test_accuracy": "start_converged_accuracy",
-    # Encoders of figure 1c start as a permutation and a scale, which probes do not see.
-    "pixels_accuracy": "start_converged_accuracy",
+    "pixels_accuracy": "pixels_converged_accuracy",
 }
 
 
@@ -46,7 +47,7 @@ class Claim:
         of: what the configurations of the one side hold; one run a seed.
         versus: those of the other side; or the name of a figure of the same line; or a number.
         expected: what the difference is where the claim holds; "zero" is within `NEAR`, "always" is of every seed.
-        margin: how far "not positive" and "not negative" may pass 0.
+        margin: how far "not positive" and "not negative" may pass 0; of no meaning to others.
         given: without them the claim says nothing.
     """
 
@@ -61,8 +62,13 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Differences, one a seed, and how many seeds have lost a side because a run failed or diverged."""
+class Differences:
+    """What was found of a claim.
+
+    Arguments:
+        values: one a seed.
+        lost: how many seeds have none because a run failed, diverged, or has no number there.
+    """
 
     values: tuple[float, ...]
     lost: int = 0
@@ -88,22 +94,21 @@ def figure_of(row: Row, name: str) -> float | None:
         name: of the figure; ``converged_accuracy`` and ``start_converged_accuracy`` are the ends of its curve,
             ``invertible_accuracy`` the last point of it before the inverse in float32 leaves its tolerance.
     """
-    curves = row.get("curves", {})
-    if name == "converged_accuracy" and "accuracy" not in curves:  # raw pixels have no curve
-        name = "fast_accuracy"
-    place = {"converged_accuracy": -1, "start_converged_accuracy": 0, "invertible_accuracy": _invertible(curves)}
-    value = curves["accuracy"][place[name]] if name in place else row.get(name)
+    accuracies = row.get("curves", {}).get("accuracy", [])
+    if name == "invertible_accuracy":
+        errors = row["curves"]["inverse_error"]
+        accuracies = accuracies[: next((i for i, error in enumerate(errors) if error > INVERSE_TOLERANCE), len(errors))]
+        value = accuracies[-1] if accuracies else None
+    elif name == "converged_accuracy":
+        value = accuracies[-1] if accuracies else row.get("fast_accuracy")  # raw pixels have no curve
+    elif name == "start_converged_accuracy":
+        value = accuracies[0] if accuracies else None
+    else:
+        value = row.get(name)
     return None if value is None else float(value)
 
 
-def _invertible(curves: dict[str, list[Any]]) -> int:
-    from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
-
-    errors = curves.get("inverse_error", [])
-    return next((i for i, error in enumerate(errors) if error > INVERSE_TOLERANCE), len(errors)) - 1
-
-
-def found(claim: Claim, rows: Sequence[Row]) -> Found:
+def differences(claim: Claim, rows: Sequence[Row]) -> Differences:
     """The difference of every seed that has both sides.
 
     Arguments:
@@ -116,95 +121,98 @@ def found(claim: Claim, rows: Sequence[Row]) -> Found:
     of, lost = _by_seed(rows, claim.of, claim.figure, claim)
     if isinstance(claim.versus, dict):
         versus, others = _by_seed(rows, claim.versus, claim.figure, claim)
-        lost = lost | others
     elif isinstance(claim.versus, str):
-        versus, _ = _by_seed(rows, claim.of, claim.versus, claim)
+        versus, others = _by_seed(rows, claim.of, claim.versus, claim)
     else:
-        versus = dict.fromkeys(of, claim.versus)
-    return Found(tuple(of[seed] - versus[seed] for seed in sorted(of.keys() & versus.keys())), len(lost))
+        versus, others = dict.fromkeys(of, claim.versus), set()
+    values = (of[seed] - versus[seed] for seed in sorted(of.keys() & versus.keys()))
+    return Differences(tuple(values), len(lost | others))
 
 
 def _by_seed(rows: Sequence[Row], where: Config, name: str, claim: Claim) -> tuple[dict[int, float], set[int]]:
+    """Figures by seed, and the seeds without a number."""
     values: dict[int, float] = {}
     lost: set[int] = set()
     for row in rows:
         if not holds(row["config"], where):
             continue
         value = figure_of(row, name) if row["status"] == "ok" else None
-        if row["status"] != "ok":
+        if value is None:
             lost.add(row["seed"])
-        elif value is not None and row["seed"] in values:
+        elif row["seed"] in values:
             raise ValueError(f"claim {claim.number}, {claim.text}: several runs of seed {row['seed']} hold {where}")
-        elif value is not None:
+        else:
             values[row["seed"]] = value
     return values, lost
 
 
-def judged(claim: Claim, rows: Sequence[Row]) -> tuple[Found, str]:
+def judged(claim: Claim, rows: Sequence[Row]) -> tuple[Differences, str]:
     """Differences and verdict; none where what the claim takes for granted is not so.
 
     Arguments:
         claim: what is expected.
         rows: of the experiment.
     """
-    differences = found(claim, rows)
-    told = verdict(claim, differences)
+    found = differences(claim, rows)
+    words = verdict(claim, found)
     for condition in claim.given:
-        if not told.startswith("not tested") and verdict(condition, found(condition, rows)) != "reproduced":
-            return differences, f"not tested (it takes {condition.text})"
-    return differences, told
+        if not words.startswith("not tested") and verdict(condition, differences(condition, rows)) != "reproduced":
+            return found, f"not tested (it takes {condition.text})"
+    return found, words
 
 
-def verdict(claim: Claim, of: Found) -> str:
+def verdict(claim: Claim, found: Differences) -> str:
     """What the differences say: an interval needs two seeds, a tolerance must hold for every one.
 
     Arguments:
         claim: what is expected of them.
-        of: the differences.
+        found: the differences.
     """
-    values = of.values
+    values = found.values
     if claim.expected == "always negative" and values and max(values) >= 0:
         return "NOT reproduced"
-    if not values and not of.lost:
-        return "not tested at this budget"
     if len(values) < 2:
-        return "not tested (one seed)"
-    half = lines.half_width(values)
-    told = "reproduced" if claim.expected == "always negative" else _of_interval(claim, statistics.fmean(values), half)
-    return "undecided (a run was lost)" if of.lost and told == "reproduced" else told
+        one = "one seed" if values else "at this budget"
+        return f"not tested ({f'{found.lost} lost' if found.lost else one})"
+    if claim.expected == "always negative":
+        words = "reproduced"
+    else:
+        words = _of_interval(claim, statistics.fmean(values), lines.half_width(values))
+    return f"undecided ({found.lost} lost)" if found.lost and words == "reproduced" else words
 
 
 def _of_interval(claim: Claim, middle: float, half: float) -> str:
     low, high = middle - half, middle + half
-    # Where the claim holds, and the rest of the line: in between lies what is not decided.
-    inside = {
-        "positive": (0.0, float("inf")),
-        "negative": (float("-inf"), 0.0),
-        "not positive": (float("-inf"), claim.margin),
-        "not negative": (-claim.margin, float("inf")),
+    if claim.expected in ("positive", "negative"):
+        if low > 0 or high < 0:
+            return "reproduced" if (middle > 0) == (claim.expected == "positive") else "NOT reproduced"
+        return "undecided (the interval holds 0)"
+    # Where the claim holds, borders included.
+    least, most = {
+        "not positive": (-math.inf, claim.margin),
+        "not negative": (-claim.margin, math.inf),
         "zero": (-NEAR, NEAR),
     }[claim.expected]
-    if inside[0] <= low and high <= inside[1]:
+    if least <= low and high <= most:
         return "reproduced"
-    if high < inside[0] or low > inside[1]:
+    if high < least or low > most:
         return "NOT reproduced"
-    borders = [f"{border:g}" for border in inside if low <= border <= high]
+    borders = [f"{border:g}" for border in (least, most) if low <= border <= high]
     return f"undecided (the interval holds {' and '.join(borders)})"
 
 
-def with_seeds(claim: Claim, of: Found, seeds: int) -> str:
+def with_seeds(claim: Claim, found: Differences, seeds: int) -> str:
     """What as many seeds would say if mean and deviation stayed what they are.
 
     Arguments:
         claim: what is expected.
-        of: at least two differences.
+        found: at least two differences.
         seeds: how many there would be.
     """
-    half = lines.half_width(of.values, seeds)
-    return _of_interval(claim, statistics.fmean(of.values), half)
+    return _of_interval(claim, statistics.fmean(found.values), lines.half_width(found.values, seeds))
 
 
-def told(values: Sequence[float]) -> tuple[str, str]:
+def mean_and_interval(values: Sequence[float]) -> tuple[str, str]:
     """Mean and 95 % interval of differences, in words; one alone has no interval.
 
     Arguments:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import lines, pages
 from benchmarks.curves import figure
-from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, found, short, told
+from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, judged, mean_and_interval, short
 from benchmarks.tschannen2020.runs import Config, Experiment
 
 __all__ = ["arms", "text", "told_troubles", "write"]
@@ -45,17 +45,25 @@ def told_troubles(rows: Sequence[Row]) -> list[str]:
 
 
 def _is_astray(row: Row) -> bool:
-    """Whether its estimate ended below 0, which a constant critic gets."""
-    return any((row.get(key) or 0.0) < 0 for key in ("test_bound", "train_bound"))
+    return any(_below_zero(row))
+
+
+def _below_zero(row: Row) -> list[str]:
+    """Which of its estimates ended below 0, which a constant critic gets."""
+    return [key for key in ("test_bound", "train_bound") if row.get(key) is not None and row[key] < 0]
 
 
 def _why(row: Row) -> str:
     if row["status"] != "ok":
         return str(row.get("error") or f"left the floats at step {row.get('diverged_at')}")
-    heights = row["curves"].get("test_bound") or row["curves"]["train_bound"]
-    last = max((i for i, height in enumerate(heights) if height >= 0), default=-1)
-    since = row["curves"]["iteration"][min(last + 1, len(heights) - 1)]
-    return f"I_EST held out {short(row['test_bound'])} at the end, below 0 since the evaluation at step {since}"
+    key = _below_zero(row)[0]
+    steps = zip(row["curves"]["iteration"], row["curves"].get(key, []), strict=False)
+    below: int | None = None  # since when
+    for step, height in steps:
+        below = None if height is not None and height >= 0 else step if below is None else below
+    since = "" if below is None else f", below 0 since the evaluation at step {below}"
+    name = {"test_bound": "held out", "train_bound": "training"}[key]
+    return f"I_EST {name} {short(row[key])} at the end{since}"
 
 
 def _arm(config: Config) -> str:
@@ -123,12 +131,13 @@ def _others(rows: Sequence[Row]) -> str:
 
 
 def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
-    table = [["claim", "what", "difference", "95 % interval", "seeds"]]
+    table = [["claim", "what", "difference", "95 % interval", "seeds", "verdict"]]
     for claim in experiment.claims:
         for each in (claim, by_converged_probe(claim)):
             if each is not None:
-                values = found(each, rows).values
-                table.append([str(claim.number or "beyond"), each.text, *told(values), str(len(values))])
+                found, words = judged(each, rows)
+                number = str(claim.number or "beyond")
+                table.append([number, each.text, *mean_and_interval(found.values), str(len(found.values)), words])
     return table
 
 

@@ -17,6 +17,7 @@ from benchmarks.under_way import UnderWay, kept
 from contrastive.errors import InputError
 
 __all__ = [
+    "RESULTS",
     "Config",
     "Experiment",
     "Panel",

@@ -3,8 +3,8 @@ r"""Figure 4c: with dependent negatives neither estimate is a bound.
     python -m benchmarks.tschannen2020.sampling --preset quick
 
 Pairs of numbers :math:`(X_i, Y_i) = Z + \epsilon_i` whose Z is drawn once a batch: the negatives of a batch share it.
-I_EST training is the mean of the last tenth
-of the batches. The control draws it for every pair. The information is the same, -1/2 log(1 - 0.04) = 0.0204110 nats.
+The control draws it for every pair. The information is the same, -1/2 log(1 - 0.04) = 0.0204110 nats. I_EST training is
+the mean of the last tenth of the batches, I_EST held out that of fresh ones.
 """
 
 import math
@@ -130,7 +130,7 @@ CLAIMS = tuple(
         arm(sampling, objective),
         TRUE,
         "positive" if sampling == "dependent" else "not positive",
-        MONTE_CARLO,
+        0.0 if sampling == "dependent" else MONTE_CARLO,
     )
     for sampling in ("dependent", "independent")
     for objective in ("nce", "nwj")
