@@ -40,12 +40,8 @@ def told_troubles(rows: Sequence[Row]) -> list[str]:
     return [
         f"{row['status'].replace('ok', 'astray')}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}"
         for row in rows
-        if row["status"] != "ok" or _is_astray(row)
+        if row["status"] != "ok" or _below_zero(row)
     ]
-
-
-def _is_astray(row: Row) -> bool:
-    return any(_below_zero(row))
 
 
 def _below_zero(row: Row) -> list[str]:

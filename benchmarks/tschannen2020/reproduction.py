@@ -410,12 +410,12 @@ goes on to the minimum of the same objective (after training with labels fitted 
 {baselines}
 
 The paper's "about 24 %" on CIFAR-10 is not what its probe gives on the upper 14 rows in colour (of pictures that were
-JPEG once, [deviation 7](#deviations-from-the-paper-numbered)). On the same
-rows turned grey (0.299 R + 0.587 G + 0.114 B) it nearly is: the published figure fits pictures without colour,
+JPEG once, [deviation 7](#deviations-from-the-paper-numbered)). On the same rows turned grey (0.299 R + 0.587 G + 0.114
+B) it nearly is: the published figure fits pictures without colour,
 though the text speaks of three channels. `python -m benchmarks.tschannen2020.baselines --data cifar10
 --data-root DATA` gives both. It is neither the probe's tolerance (the converged one is beside it), nor the order in
-which pixels are flattened, which no linear probe sees, nor the number of rows (16: 34.8 %), nor scaling (pixels in
-[0, 1] as they are 33.6 %, from 0 to 255 32.4 %; these three by hand, by the same SAGA).
+which pixels are flattened, which no linear probe sees, nor the number of rows, nor scaling
+([deviation 5](#deviations-from-the-paper-numbered)).
 
 ## The claims
 
