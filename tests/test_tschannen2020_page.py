@@ -166,6 +166,9 @@ def test_the_page_keeps_budgets_and_products_apart():
         ("zero", [0.05, 0.06], "undecided (the interval holds 0.1)"),
         ("zero", [0.3, -0.3], "undecided (the interval holds -0.1 and 0.1)"),
         ("zero", [0.25, 0.26], "NOT reproduced"),
+        ("zero", [0.1, 0.1], "reproduced"),  # the border is within
+        ("always negative", [-0.2, -0.1], "reproduced"),
+        ("always negative", [-0.2, 0.0], "NOT reproduced"),  # and here it is not
     ],
 )
 def test_verdicts(expected, values, told):
