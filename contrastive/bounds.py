@@ -217,7 +217,8 @@ def pool_infonce(scores: Float[Tensor, "anchors k"], log_weights: Float[Tensor, 
 
     Arguments:
         scores: of the columns of a `miners.PoolProposal` draw, by the critic that is judged, as it is now
-            (`contrastive.lists.list_scores`); a stale score breaks the bound, a stale proposal does not.
+            (`contrastive.lists.list_scores`); a stale score breaks the bound, a stale proposal does not. A row without
+            any candidate (padding) is no sample.
         log_weights: :math:`\log \omega_{ij}` of the draw; :math:`-\infty` where the place cannot be the positive's.
         prior: the draw's: M, or what the others' positives leave of it.
 
@@ -242,19 +243,20 @@ def pool_infonce(scores: Float[Tensor, "anchors k"], log_weights: Float[Tensor, 
     scores, targets, checked = check_rows("pool_infonce", scores.detach(), targets, log_weights.detach())
     assert checked is not None
     log_weights = checked
-    check_values("pool_infonce", scores, targets)
     if prior < 1 or not scores.numel():
         shape = tuple(scores.shape)
         raise ValueError(f"pool_infonce: got scores of shape {shape} and prior {prior}, expected some and at least 1")
+    held = _held_rows("pool_infonce", scores, targets)
     wrong = torch.isnan(log_weights) | (log_weights == torch.inf)
     wrong[:, 0] |= log_weights[:, 0] == -torch.inf
+    wrong &= held[:, None]
     if bool(wrong.any()):
         row = int(wrong.any(1).nonzero()[0])
         raise ValueError(
             f"pool_infonce: the log-weights of row {row} hold NaN or +inf, or -inf at the positive (column 0): "
             "the proposal must reach every place of the pool with a known probability"
         )
-    loss = torch.logsumexp(scores.double() + log_weights.double(), 1) - scores[:, 0].double()
+    loss = (torch.logsumexp(scores.double() + log_weights.double(), 1) - scores[:, 0].double())[held]
     constant = float(torch.tensor(scores.shape[1]).double().log())
     return Bound(
         value=constant - float(loss.mean()),

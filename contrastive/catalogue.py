@@ -104,24 +104,25 @@ class Estimator:
     objective: Callable[[], Callable[..., Tensor]] | None = None
     exact: bool = False
 
-    def bound(self, *inputs: Tensor, learnt: bool = False) -> Bound:
+    def bound(self, *inputs: Tensor, learnt: bool | None = None) -> Bound:
         """Evaluates the estimator and says what may be claimed of the value.
 
         Arguments:
             *inputs: of `value`, from held-out pairs: scores or log-conditionals, then a baseline, log-ratio or
                 log-marginal; of `KSG` the pairs, x and y.
-            learnt: whether a conditional is a model; the true one otherwise.
+            learnt: whether a conditional is a model, or the true one; asked for where the claim rests on it.
 
         Returns:
-            Value, cap, status, direction and reason.
+            Value, cap, status, direction and reason. K is the number of columns; where candidates are absent,
+            `contrastive.infonce_bound` has the smaller cap.
 
         Raises:
-            ValueError: as the estimator.
+            ValueError: as the estimator, and as `claim`.
         """
         value = float(self.value(*(given.detach().double() for given in inputs)))
-        return self.claim(value, len(inputs[0]), learnt=learnt)
+        return self.claim(value, inputs[0].shape[-1], learnt=learnt)
 
-    def claim(self, value: float, pairs: int, *, learnt: bool = False) -> Bound:
+    def claim(self, value: float, pairs: int, *, learnt: bool | None = None) -> Bound:
         """Says what may be claimed of a value of batches of K pairs.
 
         Arguments:
@@ -131,7 +132,15 @@ class Estimator:
 
         Returns:
             As `bound`.
+
+        Raises:
+            ValueError: where the estimator is `exact` and `learnt` is not said.
         """
+        if self.exact and learnt is None:
+            raise ValueError(
+                f"{self.name}: say whether the conditional is the true one (learnt=False: an {self.direction} bound) "
+                "or a model of it (learnt=True: none)"
+            )
         lost = self.exact and learnt
         direction = "neither" if lost else self.direction
         why = "the conditional is learnt, and nothing bounds" if lost else self.why

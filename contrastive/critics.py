@@ -233,7 +233,7 @@ class Concat(nn.Module):
     r"""Creates the concatenated critic, :math:`s_{ij} = \mathrm{MLP}([x_i; y_j])`.
 
     The first layer is split, :math:`W[x; y] = W_x x + W_y y`: the N·M concatenated inputs never exist.
-    Memory is still N·M·`hidden` floats a layer.
+    Memory is still N·M·`hidden` floats a layer; with one hidden layer, on the CPU, 8·M·`hidden` in all.
 
     Arguments:
         dim_x: width d of the anchors.

@@ -42,7 +42,8 @@ class Estimate:
         steps: how many were made.
         chosen: the step whose critic is judged: the best on validation pairs, neither trained on nor held out.
         curve: the validation values by step.
-        diverged: the step at which scores or objective left the floats; None: never.
+        diverged: the step at which scores or objective left the floats, or the first validation, where none was a
+            number; None: never.
         seconds: of training.
         module: what was trained, ``(x, y) -> arguments`` of the estimator, x and y as they were given.
     """
@@ -129,7 +130,7 @@ def estimate_mi(
     Raises:
         ValueError: for x and y that are no pairs of finite numbers, too few of them for two held-out batches, one of
             training and, if asked for, one of validation; for an estimator that is not of the catalogue, a critic that
-            is no module, and options out of range.
+            cannot be called, and options out of range.
 
     Example:
         >>> x = torch.randn(3000, 2)
@@ -153,7 +154,8 @@ def estimate_mi(
     sizes = _sizes(len(a), pairs, held_out, validation)
     place = torch.device(device) if device is not None else a.device
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` seeds every GPU as well, and a training on the CPU brings none back.
+        (torch.manual_seed if place.type == "cuda" else torch.default_generator.manual_seed)(seed)
         parts = torch.split(torch.randperm(len(a)), sizes)
         trained, validated, judged = ((a[part].to(place), b[part].to(place)) for part in parts)
         module = _Prepared(estimator.arguments(critic, a.shape[1], b.shape[1]), *trained, standardise=standardise)
@@ -191,9 +193,10 @@ class _Prepared(nn.Module):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.dtype = next((p.dtype for p in inner.parameters()), torch.float32)
         for name, z in (("x", x), ("y", y)):
             scale, mean = torch.std_mean(z, 0)
-            unit = ~(scale > 1e-6 * mean.abs())  # a constant column, up to rounding
+            unit = ~(scale > 10 * torch.finfo(z.dtype).eps * mean.abs())  # a constant column, up to rounding
             self.register_buffer(f"{name}_mean", mean if standardise else torch.zeros_like(mean))
             self.register_buffer(
                 f"{name}_scale", scale.masked_fill(unit, 1.0) if standardise else torch.ones_like(mean)
@@ -203,9 +206,9 @@ class _Prepared(nn.Module):
         # Doubles keep their digits until they are near 0.
         a = (x.reshape(len(x), -1) - self.get_buffer("x_mean")) / self.get_buffer("x_scale")
         b = (y.reshape(len(y), -1) - self.get_buffer("y_mean")) / self.get_buffer("y_scale")
-        found: tuple[Tensor, ...] = self.inner(a.float(), b.float())
+        found: tuple[Tensor, ...] = self.inner(a.to(self.dtype), b.to(self.dtype))
         if isinstance(self.inner, Conditional):  # a density of y, in y's own units
-            return tuple(z - self.get_buffer("y_scale").log().sum().float() for z in found)
+            return tuple(z - self.get_buffer("y_scale").log().sum().to(z.dtype) for z in found)
         return found
 
 
@@ -256,7 +259,9 @@ class _Run:
                     best, self.chosen, kept = value, step, copy.deepcopy(self.module.state_dict())
                 elif patience is not None and step - self.chosen >= patience * every:
                     break
-        if self.curve:
+        if self.curve and not self.chosen:
+            self.diverged = self.curve[0][0]  # no validation was a number
+        elif self.curve:
             self.module.load_state_dict(kept)
         else:
             self.chosen = self.steps
@@ -297,7 +302,7 @@ def _mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     from scipy import stats  # type: ignore[import-untyped]  # it ships no types; scikit-learn brings it
 
     if len(values) < 2 or not all(map(math.isfinite, values)):
-        return (math.fsum(values) / len(values) if all(map(math.isfinite, values)) else min(values)), math.inf
+        return sum(values) / len(values), math.inf  # which keeps what is no number, as `min` does not
     quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 

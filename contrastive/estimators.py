@@ -27,6 +27,7 @@ from contrastive.objectives import kpair_loss
 from contrastive.rows import softplus
 from contrastive.scores import (
     as_float32,
+    check_any_positive,
     check_positives,
     check_rows,
     check_square,
@@ -34,6 +35,7 @@ from contrastive.scores import (
     eager_on_cpu,
     negatives,
     target_scores,
+    without_self,
 )
 
 __all__ = [
@@ -66,7 +68,7 @@ def donsker_varadhan(
         \hat I_{DV} = m - \ell
 
     The limit of infinite samples is a lower bound; the estimate is none, for the log stands outside the mean of the
-    samples (Jensen): with the exact critic and 64 pairs of 10 nats it reads 11.4. It has no cap, and at high
+    samples (Jensen): with the exact critic and 64 pairs of 10 nats it reads 11.3. It has no cap, and at high
     information the variance of `nwj`. It does not change when a constant is added to the critic, whose optimum is
     :math:`\log p(y|x)/p(y) + c`.
 
@@ -78,7 +80,7 @@ def donsker_varadhan(
         The estimate.
 
     Raises:
-        ValueError: as `contrastive.kpair_loss`, and for a matrix without negatives.
+        ValueError: as `contrastive.kpair_loss`, and for a matrix without negatives or a mask without positives.
 
     Example:
         >>> donsker_varadhan(torch.zeros(3, 3))
@@ -130,7 +132,9 @@ class Mine(nn.Module):
         self.register_buffer("log_average", torch.tensor(math.nan))
 
     def forward(
-        self, scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None
+        self,
+        scores: Float[Tensor, "anchors candidates"],
+        targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
     ) -> Float[Tensor, ""]:
         """Moves the average and returns what has the corrected gradient, to be maximised."""
         cells = _cells("Mine", scores, targets)
@@ -139,9 +143,10 @@ class Mine(nn.Module):
         kept = math.log(self.decay) if self.decay else -math.inf
         moved = torch.logaddexp(kept + before, math.log1p(-self.decay) + now)
         average = torch.where(torch.isnan(before), now, moved)
-        if self.training:
+        value = cells.checked(cells.joint() - torch.exp(log_marginal - average))
+        if self.training:  # not by a batch that was refused: the average would never recover
             self.log_average.copy_(average)
-        return cells.checked(cells.joint() - torch.exp(log_marginal - average))
+        return value
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"decay={self.decay}"
@@ -410,7 +415,10 @@ def jensen_shannon(
 
 
 def smile(
-    scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None, *, clip: float = 5.0
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
+    *,
+    clip: float = 5.0,
 ) -> Float[Tensor, ""]:
     r"""Computes SMILE: Donsker and Varadhan's estimate with clipped negatives, for critics of `jensen_shannon`.
 
@@ -423,7 +431,7 @@ def smile(
 
     Arguments:
         scores: as in `donsker_varadhan`; the critic's optimum is :math:`\log p(y|x)/p(y)`.
-        targets: as in `contrastive.kpair_loss`.
+        targets: as in `donsker_varadhan`.
         clip: :math:`\tau`.
 
     Returns:
@@ -479,7 +487,7 @@ def flo(scores: Float[Tensor, "pairs pairs"], *, log_ratio: Float[Tensor, " pair
     scores = _square("flo", scores)
     _check_length("flo", "log_ratio", log_ratio, scores, dim=0)
     u = log_ratio.to(scores)
-    rows = torch.logsumexp(_without_diagonal(scores), 1) - math.log(len(scores) - 1)
+    rows = torch.logsumexp(without_self(scores), 1) - math.log(len(scores) - 1)
     return 1 + (u - torch.exp(u - scores.diagonal() + rows)).mean()
 
 
@@ -562,17 +570,17 @@ def tractable_nce(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[Tensor
         \hat I_{TNCE} = \operatorname{mean}_i \Bigl(\log p(y_i|x_i) - \log \operatorname{mean}_j p(y_i|x_j)\Bigr)
 
     It normalises over **anchors**, ``infonce(log_conditional.T)``: a lower bound of little variance, at most
-    :math:`\log K`. Leaving the
-    own pair out turns it into an upper one, `leave_one_out_upper`; the two enclose I.
+    :math:`\log K`. Leaving the own pair out turns it into an upper one, `leave_one_out_upper`; the two enclose I.
 
     Arguments:
-        log_conditional: :math:`P_{ij} = \log p(y_j|x_i)`.
+        log_conditional: :math:`P_{ij} = \log p(y_j|x_i)`; :math:`-\infty`, a probability of 0, counts as one, but for
+            what was drawn.
 
     Returns:
         The estimate.
 
     Raises:
-        ValueError: as `infonce`, and for a matrix that is not square.
+        ValueError: for a matrix that is not square or empty, values that are NaN or +inf, and a pair of probability 0.
 
     Example:
         >>> tractable_nce(torch.zeros(4, 4))
@@ -583,7 +591,17 @@ def tractable_nce(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[Tensor
         | https://arxiv.org/abs/1905.06922
     """
     check_square("tractable_nce", log_conditional)
-    return _infonce("tractable_nce", log_conditional.T, None)
+    scores, targets, _ = check_rows("tractable_nce", log_conditional.T)
+    own = scores.detach().diagonal()
+    if not len(own):
+        raise ValueError("tractable_nce: scores of shape (0, 0) hold no candidate")
+    if eager_on_cpu(own) and not bool(torch.isfinite(own).all()):
+        pair = int((~torch.isfinite(own)).nonzero()[0])
+        raise ValueError(
+            f"tractable_nce: pair {pair} has the log-probability {float(own[pair])}, expected a finite one"
+        )
+    # Not `infonce`, which leaves out what is absent: a probability of 0 is one.
+    return math.log(len(scores)) - kpair_loss(scores, targets).mean()
 
 
 def leave_one_out_upper(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]:
@@ -616,7 +634,7 @@ def leave_one_out_upper(log_conditional: Float[Tensor, "pairs pairs"]) -> Float[
         | https://arxiv.org/abs/1905.06922
     """
     p = _square("leave_one_out_upper", log_conditional)
-    columns = torch.logsumexp(_without_diagonal(p), 0) - math.log(len(p) - 1)
+    columns = torch.logsumexp(without_self(p), 0) - math.log(len(p) - 1)
     return (p.diagonal() - columns).mean()
 
 
@@ -659,7 +677,7 @@ class _Cells:
 
     function: str
     scores: Tensor
-    targets: Tensor
+    targets: Tensor | None
     own: Float[Tensor, " positives"]
     held: Bool[Tensor, " positives"]
     others: Float[Tensor, "anchors candidates"]
@@ -678,7 +696,7 @@ class _Cells:
 
     def checked(self, value: Tensor) -> Tensor:
         """The value, unless broken scores are why it is not finite: the matrix is read again only then."""
-        if eager_on_cpu(value) and not bool(torch.isfinite(value.detach())):
+        if self.targets is not None and eager_on_cpu(value) and not bool(torch.isfinite(value.detach())):
             check_values(self.function, self.scores, self.targets)
         return value
 
@@ -708,11 +726,12 @@ def _cells(function: str, scores: Tensor, targets: Tensor | None) -> _Cells:
 def _cells_of_several(function: str, scores: Tensor, targets: Tensor) -> _Cells:
     """As `_cells`; every positive of every anchor counts the same. Values are checked at once."""
     scores, positive, kept, _ = check_positives(function, scores, targets)
+    check_any_positive(function, positive, kept)
     own = scores[positive]
     cells = _Cells(
         function=function,
         scores=scores.detach(),
-        targets=positive.to(torch.int8).argmax(1),
+        targets=None,
         own=own,
         held=own != -torch.inf,
         others=scores.masked_fill(~kept, -torch.inf),
@@ -755,6 +774,8 @@ def _vector(function: str, name: str, values: Tensor) -> Tensor:
             f"{function}: {name} has shape {tuple(values.shape)} and dtype {values.dtype}, "
             "expected [pairs], at least one, of a floating-point dtype"
         )
+    if eager_on_cpu(values) and bool((values.isnan() | (values == torch.inf)).any()):
+        raise ValueError(f"{function}: {name} holds NaN or +inf")
     return as_float32(values)
 
 
@@ -764,14 +785,12 @@ def _check_length(function: str, name: str, values: Tensor, scores: Tensor, *, d
             f"{function}: {name} has shape {tuple(values.shape)} beside scores of shape {tuple(scores.shape)}, "
             f"expected one for each {'candidate' if dim else 'anchor'}"
         )
-
-
-def _without_diagonal(scores: Tensor) -> Tensor:
-    return scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=scores.device), -torch.inf)
+    if eager_on_cpu(values) and not bool(torch.isfinite(values.detach()).all()):
+        raise ValueError(f"{function}: {name} holds a value that is not finite")
 
 
 def _log_mean_off_diagonal(scores: Tensor) -> Tensor:
-    return torch.logsumexp(_without_diagonal(scores).flatten(), 0) - math.log(len(scores) * (len(scores) - 1))
+    return torch.logsumexp(without_self(scores).flatten(), 0) - math.log(len(scores) * (len(scores) - 1))
 
 
 def _off_diagonal(scores: Tensor) -> Tensor:

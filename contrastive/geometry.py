@@ -171,4 +171,5 @@ def jacobian_condition_numbers(
     with torch.no_grad():
         # Singular values in float64: the smallest of an ill-conditioned map are below float32's rounding.
         values = [torch.linalg.svdvals(jacobian(part).double()) for part in torch.split(x, chunk)]
-    return torch.cat([s[:, 0] / s[:, -1] for s in values])
+    # A Jacobian of zeros has the ratio 0 / 0.
+    return torch.cat([(s[:, 0] / s[:, -1]).masked_fill(s[:, -1] == 0, torch.inf) for s in values])

@@ -57,7 +57,7 @@ def ksg(
     """
     from sklearn.neighbors import KDTree
 
-    a, b = (z.double() for z in as_pairs("ksg", x, y))
+    a, b = (z.double().cpu() for z in as_pairs("ksg", x, y))
     n = len(a)
     if not 1 <= neighbours < n:
         raise ValueError(f"ksg: neighbours is {neighbours}, expected 1 to {n - 1} of {n} points")
@@ -105,7 +105,7 @@ def as_pairs(
         y: likewise.
 
     Returns:
-        Both in at least float32.
+        Both in at least float32, integers in float64.
 
     Raises:
         ValueError: names `function`, what it got and what it expected.
@@ -118,7 +118,8 @@ def as_pairs(
                 f"{function}: {name} has shape {tuple(z.shape)} and dtype {z.dtype}, expected rows of numbers"
             )
         z = z.reshape(len(z), -1)
-        z = z if z.dtype in (torch.float32, torch.float64) else z.float()
+        # Large integers need a double's digits; halves do not.
+        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z if z.is_floating_point() else z.double()
         if not bool(torch.isfinite(z).all()):
             row = int((~torch.isfinite(z)).any(1).nonzero()[0])
             raise ValueError(f"{function}: row {row} of {name} holds a value that is not finite")

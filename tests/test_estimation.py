@@ -189,6 +189,24 @@ class TestDivergence:
         assert found.status == "diverged"
         assert math.isnan(found.value)
 
+    def test_one_held_out_batch_that_is_no_number(self, pairs):
+        """Among good ones: a minimum would pass it over."""
+        x, y = (z[:400].clone() for z in pairs)
+        rows = torch.split(torch.randperm(400, generator=torch.Generator().manual_seed(0)), [240, 80, 80])[2]
+        x[rows[70]] = y[rows[70]] = 1e30  # its square is no float32
+        found = quick(x, y, NWJ, InnerProduct(), pairs=16, standardise=False)
+        assert found.status == "diverged"
+        assert math.isnan(found.value)
+        assert math.isnan(found.interval[1])
+
+    def test_no_validation_that_is_a_number(self, pairs):
+        x, y = (z[:400].clone() for z in pairs)
+        rows = torch.split(torch.randperm(400, generator=torch.Generator().manual_seed(0)), [240, 80, 80])[1]
+        x[rows[0]] = y[rows[0]] = 1e30
+        found = quick(x, y, INFONCE, Bilinear(2), pairs=16, standardise=False, steps=20, every=5)
+        assert (found.status, found.diverged) == ("diverged", 5)
+        assert math.isnan(found.value)
+
     def test_a_learning_rate_of_a_thousand(self, pairs):
         found = quick(*pairs, NWJ, lr=1e3)
         assert found.status == "diverged"
@@ -264,6 +282,19 @@ class TestData:
         plain = quick(x, y, steps=100)
         moved = quick(1e6 * x.double() - 3e7, torch.cat([y, torch.full((6000, 1), 0.1)], 1), steps=100)
         assert moved.value == pytest.approx(plain.value, abs=0.15)
+
+    def test_large_integers_and_doubles_keep_their_digits(self):
+        """Times in seconds since 1970: float32 has 128 between two numbers there."""
+        seconds = 1_700_000_000 + torch.arange(600)
+        assert ksg(seconds, torch.arange(600)) > 3.0
+        found = quick(1.7e9 + 1000 * torch.randn(600, 1).double(), torch.randn(600, 1), pairs=16, steps=1)
+        (scale,) = found.module.get_buffer("x_scale")
+        assert 900 < float(scale) < 1100
+
+    def test_a_critic_in_doubles(self, pairs):
+        found = quick(*pairs, INFONCE, Bilinear(2).double(), lr=5e-2)
+        assert found.module(*(z[:3] for z in pairs))[0].dtype == torch.float64
+        assert found.value > 0.2
 
     def test_bends(self):
         torch.manual_seed(0)

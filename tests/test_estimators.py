@@ -237,6 +237,17 @@ class TestFormulas:
         assert float(variational_upper(p.diagonal(), m)) == pytest.approx(mean((p.diagonal() - m).tolist()), abs=1e-12)
         assert float(barber_agakov(m, entropy=2.5)) == pytest.approx(2.5 + mean(m.tolist()), abs=1e-12)
 
+    def test_a_probability_of_0_is_one(self):
+        """A noiseless channel of two symbols, three pairs: nothing is absent."""
+        p = torch.tensor([[0.0, -INF, 0.0], [-INF, 0.0, -INF], [0.0, -INF, 0.0]], dtype=torch.float64)
+        expected = mean([log(3 / 2), log(3), log(3 / 2)])
+        p.requires_grad_()
+        found = tractable_nce(p)
+        assert float(found.detach()) == pytest.approx(expected, abs=1e-12)
+        found.backward()
+        assert bool(torch.isfinite(p.grad).all())
+        assert TRACTABLE_NCE.bound(torch.full((8, 8), -INF).fill_diagonal_(0.0)).value == pytest.approx(log(8))
+
     def test_flo(self):
         scores, u = torch.randn(5, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
         assert float(flo(scores, log_ratio=u)) == pytest.approx(looped_flo(scores.tolist(), u.tolist()), abs=1e-12)
@@ -307,6 +318,15 @@ class TestMine:
             (found,) = torch.autograd.grad(objective(scores), scores)
             assert bool(torch.isfinite(found).all())
         assert 90 < float(objective.log_average) < 115
+
+    def test_a_batch_that_is_refused_moves_nothing(self):
+        objective = Mine()
+        objective(torch.zeros(3, 3))
+        broken = torch.zeros(3, 3)
+        broken[0, 1] = INF
+        with refused("Mine", "row 0"):
+            objective(broken)
+        assert float(objective.log_average) == 0.0
 
     def test_evaluation_moves_nothing_and_state_is_saved(self):
         objective = Mine()
@@ -757,6 +777,10 @@ class TestInput:
     def test_of_infonce(self):
         with refused("infonce", "hold no candidate"):
             infonce(torch.full((2, 2), -INF))
+        with refused("tractable_nce", "pair 1", "-inf"):
+            tractable_nce(torch.tensor([[0.0, 0.0], [0.0, -INF]]))
+        with refused("tractable_nce", "(0, 0)"):
+            tractable_nce(torch.zeros(0, 0))
         for function in (symmetric_infonce, tractable_nce):
             with refused(function.__name__, "(2, 3)"):
                 function(torch.zeros(2, 3))
@@ -786,6 +810,13 @@ class TestInput:
             (lambda: barber_agakov(three, entropy=INF), ("barber_agakov", "entropy is inf")),
             (lambda: barber_agakov(scores, entropy=1.0), ("barber_agakov", "(3, 3)")),
             (lambda: barber_agakov(three[:0], entropy=1.0), ("barber_agakov", "at least one")),
+            (lambda: interpolated(scores, alpha=0.5, log_baseline=three * math.nan), ("log_baseline", "not finite")),
+            (lambda: tuba(scores, log_baseline=three - INF), ("tuba", "log_baseline", "not finite")),
+            (lambda: flo(scores, log_ratio=three + INF), ("flo", "log_ratio", "not finite")),
+            (lambda: barber_agakov(three * math.nan, entropy=1.0), ("barber_agakov", "log_conditional", "NaN")),
+            (lambda: variational_upper(three, three + INF), ("variational_upper", "log_marginal", "+inf")),
+            (lambda: nwj(scores, torch.zeros(3, 3, dtype=torch.bool)), ("nwj", "no row has a positive")),
+            (lambda: CLUB.bound(scores), ("CLUB", "learnt=False: an upper bound")),
             (lambda: variational_upper(three, three[:2]), ("variational_upper", "(2,)", "(3,)")),
         ):
             with refused(*words):
@@ -844,8 +875,8 @@ class TestCatalogue:
     def test_claims(self):
         p = torch.randn(6, 6)
         for estimator, direction in ((LEAVE_ONE_OUT_UPPER, "upper"), (CLUB, "upper"), (TRACTABLE_NCE, "lower")):
-            assert estimator.bound(p).direction == direction
-        found = VARIATIONAL_UPPER.bound(p[0], p[1])
+            assert estimator.bound(p, learnt=False).direction == direction
+        found = VARIATIONAL_UPPER.bound(p[0], p[1], learnt=False)
         assert (found.direction, found.status, found.cap) == ("upper", "bound", INF)
         assert found.value == pytest.approx(float((p[0] - p[1]).double().mean()), abs=1e-6)
         assert VARIATIONAL_UPPER.bound(p[0], p[1], learnt=True).status == "not a bound"
@@ -862,6 +893,9 @@ class TestCatalogue:
         assert NWJ.bound(p).cap == INF
         assert INFONCE.bound(p).cap == TRACTABLE_NCE.bound(p).cap == pytest.approx(log(6))
         assert interpolated_at(0.0).cap(6) == INF
+        found = INFONCE.bound(100 * torch.eye(4, 9))  # K is of the candidates
+        assert found.value == pytest.approx(log(9))
+        assert found.cap == found.constant == pytest.approx(log(9))
         found = INTERPOLATED.bound(p, torch.zeros(6))
         assert found.value == pytest.approx(
             float(interpolated(p.double(), alpha=0.01, log_baseline=torch.zeros(6))), abs=1e-12

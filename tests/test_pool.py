@@ -152,6 +152,12 @@ class TestTheBound:
         assert bound.constant == pytest.approx(math.log(9))
         assert bound.status == "bound"
 
+    def test_padding_is_no_sample(self):
+        scores, log_weights = torch.randn(4, 9), torch.randn(4, 9)
+        padded = torch.cat([scores, torch.full((2, 9), -INF)]), torch.cat([log_weights, torch.full((2, 9), -INF)])
+        expected = pool_infonce(scores, log_weights, prior=100).value
+        assert pool_infonce(*padded, prior=100).value == pytest.approx(expected, abs=1e-12)
+
 
 class TestInput:
     def test_of_the_pool(self):

@@ -34,7 +34,7 @@ TRAINED, HELD_OUT, PAIRS, STEPS = 8000, 2000, 128, 400
 
 
 def ours(x: Tensor, y: Tensor, name: str, seed: int, **options: Any) -> float:
-    """The held-out value of this library; the last fifth of the pairs is not the held-out part of its own choice."""
+    """The value of this library on the 2,000 held-out pairs: it splits as `theirs` does, by the same permutation."""
     settings: dict[str, Any] = {"steps": STEPS, "pairs": PAIRS, "validation": 0.08, "held_out": 0.2, "every": 50}
     return estimate_mi(x, y, ESTIMATORS[name], seed=seed, **(settings | options)).value
 
