@@ -32,6 +32,7 @@ class Panel:
         where: what the configurations must hold.
         by: keys of the configuration that tell curves apart.
         level: a horizontal line, a number or the name of a figure, and what it is called.
+        log: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Panel:
     where: Config = field(default_factory=dict)
     by: tuple[str, ...] = ()
     level: tuple[float | str, str] | None = None
+    log: bool = False
 
 
 def holds(config: Config, where: Config) -> bool:
@@ -52,12 +54,13 @@ def holds(config: Config, where: Config) -> bool:
     return all(config.get(key) == value for key, value in where.items())
 
 
-def figure(panels: Sequence[Panel], rows: Sequence[Row]) -> "Figure | None":
+def figure(panels: Sequence[Panel], rows: Sequence[Row], *, columns: int = COLUMNS) -> "Figure | None":
     """All panels that have curves, mean and standard deviation over seeds; None where there are none.
 
     Arguments:
         panels: in the order of the page.
         rows: lines of runs; their ``curves`` hold ``iteration`` and what was measured at each.
+        columns: panels side by side, at most.
     """
     # Not pyplot: it would look for a display.
     from matplotlib.figure import Figure
@@ -65,7 +68,7 @@ def figure(panels: Sequence[Panel], rows: Sequence[Row]) -> "Figure | None":
     drawn = [(panel, curves) for panel in panels if (curves := _curves(panel, rows))]
     if not drawn:
         return None
-    columns = min(COLUMNS, len(drawn))
+    columns = min(columns, len(drawn))
     height = -(-len(drawn) // columns)
     made = Figure(figsize=(4.6 * columns, 3.6 * height), layout="constrained")
     axes = made.subplots(height, columns, squeeze=False).flatten()
@@ -128,6 +131,8 @@ def _paint(
         # I_NWJ may start anywhere below; what it comes to is what the figure is for. (The margin of matplotlib is a
         # share of all heights, those below too.)
         ax.set_ylim(LOWEST_NATS, max(tops) + 0.05 * (max(tops) - LOWEST_NATS))
+    if panel.log:
+        ax.set_yscale("log")
     ax.grid(alpha=0.3)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7)

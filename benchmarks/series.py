@@ -5,11 +5,13 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ __all__ = [
     "perform",
     "recorded",
     "refusals",
+    "throwaway",
 ]
 
 PRESETS = ("smoke", "quick", "paper")
@@ -102,6 +105,16 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@cache
+def throwaway(name: str) -> Path:
+    """The lines of runs that try whether the code works: a new file in every process, so that none is found done.
+
+    Arguments:
+        name: of what is tried.
+    """
+    return Path(tempfile.mkdtemp(prefix=f"{name}-")) / "lines.jsonl"
+
+
 def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False, processes: int = 1) -> list[dict[str, Any]]:
     """Does what is missing, and returns the lines of all that was asked for.
 
@@ -123,7 +136,7 @@ def perform(asked: Sequence[Run], path: Path, *, quiet: bool = False, processes:
     path.parent.mkdir(parents=True, exist_ok=True)
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("", total=round(sum(run.cost for run in missing), 1))
-        with _others(min(processes, len(missing)) - 1):
+        with _others(min(processes, len(missing)) - 1, path):
             _do(missing, path, progress, bar)
             progress.update(bar, description="what other processes are at")
         _do(missing, path, progress, bar)  # what one of them died of
@@ -171,10 +184,10 @@ def _claimed(path: Path, key: str) -> Iterator[bool]:
 
 
 @contextmanager
-def _others(count: int) -> Iterator[None]:
+def _others(count: int, path: Path) -> Iterator[None]:
     """Processes that do the same; they are waited for at the end, and stopped where this one stops."""
     # In the order of the command, that is from the other end: the first process has begun with the longest.
-    command = [sys.executable, *sys.orig_argv[1:], "--processes", "1", "--quiet"]
+    command = [sys.executable, *sys.orig_argv[1:], "--processes", "1", "--quiet", "--results", str(path)]
     started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield

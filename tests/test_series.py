@@ -82,8 +82,8 @@ def test_what_another_process_died_of_is_done_in_its_place(tmp_path, monkeypatch
     asked = [series.Run("t", {"arm": arm}, 0, lambda tick: {}, cost=arm) for arm in (3, 1, 2)]
 
     @contextmanager
-    def others(count):
-        assert count == 1
+    def others(count, where):
+        assert (count, where) == (1, path)
         with lines.lock(path, asked[0].key):
             yield
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -86,6 +87,9 @@ def test_some_configurations_only(tmp_path):
     every = sampling.EXPERIMENT.plan("smoke", "paper", "made-up")
     assert 0 < len(rows) < len(every)
     assert {row["config"]["objective"] for row in rows} == {"nce"}
+    assert [runs._is_meant({"target": 2.0, "miner": None}, [word]) for word in (
+        "target=2", "target=2.0", "target=4", "target=two", "miner=None", "miner=0")
+    ] == [True, True, False, False, True, False]  # fmt: skip
     with pytest.raises(InputError, match="--where objectiv=nce: no configuration of sampling"):
         runs.perform([sampling.EXPERIMENT], options(tmp_path, "--where", "objectiv=nce"))
 
@@ -160,8 +164,47 @@ def test_a_gradient_whose_square_overflows_stops_adam_and_is_a_divergence(monkey
         "smoke", "paper", "made-up", "mlp", "bilinear", "nwj", iterations=4, every=2, lr=0.1, bound_batches=1
     )
     found = training.train(setting, halves, 0)
-    assert (found["status"], found["diverged_at"]) == ("diverged", 2)
+    assert (found["status"], found["diverged_after"], found["diverged_at"]) == ("diverged", 0, 2)
     assert found["curves"]["iteration"] == [0]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_adversary_and_the_sampler_look_for_it_as_well(monkeypatch):
+    asked = []
+    monkeypatch.setattr(adversarial, "has_left_the_floats", lambda optimiser: asked.append(optimiser) or len(asked) > 2)
+    (config,) = adversarial.plan("smoke", "paper", "made-up")
+    found = adversarial.run(config | {"iterations": 4}, data.load("made-up", None), 0, lambda share: None)
+    assert (found["status"], found["diverged_after"], found["diverged_at"]) == ("diverged", 2, 4)
+    assert found["curves"]["iteration"] == [0, 2]
+    assert found["test_accuracy"] is None
+    monkeypatch.setattr(sampling, "nwj", lambda scores: 1e22 * scores.sum())
+    (config,) = (c for c in sampling.plan("smoke", "paper", "") if c["objective"] == "nwj" and c["sampling"][0] == "d")
+    found = sampling.run(config | {"iterations": 600}, None, 0, lambda share: None)
+    assert (found["status"], found["diverged_at"]) == ("diverged", 0)
+
+
+def test_a_curve_that_ends_early_has_the_axis_of_the_others(monkeypatch):
+    config = {**sampling.plan("smoke", "paper", "")[0], "iterations": 400}
+    whole = sampling.run(config, None, 0, lambda share: None)["curves"]["iteration"]
+    calls = []
+    monkeypatch.setattr(
+        sampling, "infonce", lambda s: calls.append(s) or s.mean() * (math.nan if len(calls) > 99 else 1)
+    )
+    found = sampling.run(config, None, 0, lambda share: None)
+    assert found["diverged_at"] == 99
+    ended = found["curves"]["iteration"]
+    assert ended == whole[: len(ended)]
+    assert 1 < len(ended) < len(whole)
+
+
+def test_lines_say_whether_steps_were_rounded():
+    halves = data.load("made-up", None)
+    for products in ("float32", "bfloat16"):
+        setting = training.Setting(
+            "smoke", "paper", "made-up", "mlp", "bilinear", "nce", iterations=1, every=1, lr=1e-3, products=products
+        )
+        rounded = products == "bfloat16" and multiplies_in_bfloat16()
+        assert training.train(setting, halves, 0)["rounded"] == rounded
 
 
 def test_seeds_decide_everything():
@@ -404,6 +447,15 @@ def test_what_an_experiment_does_not_take_is_refused(words, experiment, told, tm
         runs.main(experiment)
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_smoke_runs_again_in_every_process():
+    """Its lines of before would pass for those of the code as it is now."""
+    given = runs.parser("").parse_args(["--preset", "smoke"])
+    assert runs.results_of(given) == runs.results_of(given)
+    program = "from benchmarks.series import throwaway; print(throwaway('t'))"
+    told = {subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout for _ in range(2)}
+    assert len(told) == 2
 
 
 def test_grey_is_the_weighted_mean_of_the_channels(monkeypatch):

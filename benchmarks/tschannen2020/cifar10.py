@@ -40,10 +40,14 @@ PANELS = tuple(
     Panel(f"{title}, I_{objective.upper()}: {name}", y, label, {"objective": objective, **where}, by)
     for title, where, by in (
         ("figure 8", {"target": None}, ("critic",)),
-        ("figure 9", {"critic": "bilinear", "target": 2.0}, ("encoder",)),
+        *((f"figure 9, {nats:g} nats", {"target": nats}, ("encoder",)) for nats in architectures.TARGETS),
     )
     for objective in ("nce", "nwj")
-    for name, y, label in (("held out", "test_bound", "I_EST, nats"), ("accuracy", "accuracy", "accuracy"))
+    for name, y, label in (
+        ("held out", "test_bound", "I_EST, nats"),
+        ("fresh training batches", "train_bound", "I_EST, nats"),
+        ("accuracy", "accuracy", "accuracy"),
+    )
 )
 CLAIMS: tuple[Claim, ...] = (
     *(claim for claim in critics.CLAIMS if claim.number is not None),

@@ -45,6 +45,7 @@ PANELS = tuple(
     for name, y, label in (
         ("condition number, percentiles 0, 20, ..., 100", "log10_condition", "log10 of the condition number"),
         ("held out", "test_bound", "I_EST, nats"),
+        ("fresh training batches", "train_bound", "I_EST, nats"),
         ("downstream accuracy", "accuracy", "accuracy"),
     )
 )
@@ -65,6 +66,7 @@ EXPERIMENT = Experiment(
     lambda config: config["iterations"] * 0.025 + 40,
     PANELS,
     CLAIMS,
+    columns=4,
 )
 
 if __name__ == "__main__":

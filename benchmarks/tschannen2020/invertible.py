@@ -34,12 +34,17 @@ def settings(preset: str, variant: str, data: str, budget: dict[str, Any]) -> li
 
 
 PANELS = tuple(
-    Panel(title, y, label, {}, ("objective",))
-    for title, y, label in (
-        ("held out", "test_bound", "I_EST, nats"),
-        ("fresh training batches", "train_bound", "I_EST, nats"),
-        ("downstream accuracy", "accuracy", "accuracy"),
-        ("largest error of the inverse (float32)", "inverse_error", "of a pixel in [0, 1]"),
+    Panel(title, y, label, {}, ("objective",), level, log=level is not None)
+    for title, y, label, level in (
+        ("held out", "test_bound", "I_EST, nats", None),
+        ("fresh training batches", "train_bound", "I_EST, nats", None),
+        ("downstream accuracy", "accuracy", "accuracy", None),
+        (
+            "largest error of the inverse (float32)",
+            "inverse_error",
+            "of a pixel in [0, 1]",
+            (INVERSE_TOLERANCE, "tolerance"),
+        ),
     )
 )
 CLAIMS = (

@@ -51,7 +51,10 @@ def _below_zero(row: Row) -> list[str]:
 
 def _why(row: Row) -> str:
     if row["status"] != "ok":
-        return str(row.get("error") or f"left the floats at step {row.get('diverged_at')}")
+        when = f"at step {row.get('diverged_at')}"
+        if "diverged_after" in row:  # which was noticed then
+            when = f"between steps {row['diverged_after']} and {row['diverged_at']}"
+        return str(row.get("error") or f"left the floats {when}")
     key = _below_zero(row)[0]
     steps = zip(row["curves"]["iteration"], row["curves"].get(key, []), strict=False)
     below: int | None = None  # since when
@@ -140,14 +143,14 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, *, preset: str) -> Path:
+def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, *, told: str) -> Path:
     """Writes ``report.html``, which stands alone, and the figures beside it.
 
     Arguments:
         experiments: in the order of the page.
         rows: lines of all of them.
         folder: made if it is missing.
-        preset: named in the heading.
+        told: what was run, for the note below the heading.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -156,7 +159,7 @@ def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, 
         if not own:
             continue
         parts.append(f"<h2>{html.escape(experiment.title)}</h2>")
-        drawn = figure(experiment.panels, own)
+        drawn = figure(experiment.panels, own, columns=experiment.columns)
         if drawn is not None:
             alt = f"{experiment.title}: curves by iteration, mean and standard deviation over seeds"
             parts.append(pages.image(drawn, folder / f"{experiment.name}.png", alt))
@@ -165,7 +168,7 @@ def write(experiments: Sequence[Experiment], rows: Sequence[Row], folder: Path, 
         parts.append(pages.table(arms(own)))
         parts += [f"<p class=bad>{html.escape(line)}</p>" for line in told_troubles(own)]
     note = (
-        f"Preset {preset}. Bands and ± are standard deviations over seeds; differences are paired by seed, with 95 % "
+        f"{told}. Bands and ± are standard deviations over seeds; differences are paired by seed, with 95 % "
         "t-intervals. I_EST is the estimate that is trained, in batches of 128: held out on test images, and on fresh "
         f"training batches. {lines.provenance(rows)}"
     )

@@ -474,7 +474,7 @@ seeds, where both were run (figure 1c, the MLP and the ConvNet by I_NWJ were not
 ## The inner product, and mined negatives
 
 The paper argues for the inner product and names mining as a way on; it shows neither. At quick; I_EST held out is the
-honest bound, without mining, whatever was trained.
+honest bound, without mining, whatever was trained; ± are standard deviations over seeds.
 
 {critics}
 
@@ -514,7 +514,7 @@ def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     for preset in ("quick", "paper"):
         for name, experiment in EXPERIMENTS.items():
-            drawn = figure(experiment.panels, _shown(_of_plan(rows, preset), name))
+            drawn = figure(experiment.panels, _shown(_of_plan(rows, preset), name), columns=experiment.columns)
             if drawn is not None:
                 drawn.savefig(FIGURES / _picture(name, preset), dpi=70, metadata={"Software": None})
     print(PAGE)

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 from benchmarks import series
@@ -23,11 +23,13 @@ __all__ = [
     "Panel",
     "Tick",
     "main",
+    "on_data",
     "parsed",
     "parser",
     "perform",
     "planned",
     "results_of",
+    "takes",
 ]
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -49,6 +51,7 @@ class Experiment:
         claims: what it should show.
         uses_data: whether images are read.
         datasets: which are sensible; the first is the default.
+        columns: of panels.
     """
 
     name: str
@@ -60,17 +63,18 @@ class Experiment:
     claims: tuple[Claim, ...]
     uses_data: bool = True
     datasets: tuple[str, ...] = ("mnist", "fashion-mnist", "made-up")
+    columns: int = 3
 
 
 def results_of(options: argparse.Namespace) -> Path:
-    """Where the lines go: beside this file, for the smoke preset into the folder of temporary files.
+    """Where the lines go: beside this file, of the smoke preset into a throwaway.
 
     Arguments:
         options: of `parser`.
     """
     if options.results is not None:
         return options.results
-    return RESULTS if options.preset != "smoke" else Path(gettempdir()) / "tschannen2020-smoke.jsonl"
+    return RESULTS if options.preset != "smoke" else series.throwaway("tschannen2020")
 
 
 def perform(experiments: Sequence[Experiment], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -113,6 +117,33 @@ def _work(experiment: Experiment, config: Config, options: argparse.Namespace, s
     return kept(results_of(options), key, run)
 
 
+def on_data(named: Sequence[Experiment], data: str | None) -> list[Experiment]:
+    """Experiments that were asked for by name: each must take the data set that was.
+
+    Arguments:
+        named: of this folder.
+        data: name of the data set; None: each its own.
+
+    Raises:
+        InputError: names the experiment and the data sets that it takes.
+    """
+    for experiment in named:
+        if experiment.uses_data and not takes(experiment, data):
+            known = ", ".join(experiment.datasets)
+            raise InputError(f"--data {data}: {experiment.name} is an experiment on {known}")
+    return list(named)
+
+
+def takes(experiment: Experiment, data: str | None) -> bool:
+    """Whether an experiment can run on a data set.
+
+    Arguments:
+        experiment: of this folder.
+        data: its name; None: the experiment's own.
+    """
+    return data is None or data in experiment.datasets
+
+
 def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]:
     """The configurations that are asked for.
 
@@ -120,15 +151,10 @@ def planned(experiment: Experiment, options: argparse.Namespace) -> list[Config]
         experiment: of this folder.
         options: of `parser`.
     """
-    data = options.data if _takes(experiment, options.data) else experiment.datasets[0]
-    plan = experiment.plan(options.preset, options.variant, data)
+    plan = experiment.plan(options.preset, options.variant, options.data or experiment.datasets[0])
     if options.products is None:
         return plan
     return [{**config, "products": options.products} if "products" in config else config for config in plan]
-
-
-def _takes(experiment: Experiment, data: str | None) -> bool:
-    return data in experiment.datasets
 
 
 def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace) -> Halves | None:
@@ -138,8 +164,15 @@ def _data_of(experiment: Experiment, config: Config, options: argparse.Namespace
 
 
 def _is_meant(config: Config, where: Sequence[str]) -> bool:
-    """Whether every KEY=VALUE of `where` holds."""
-    return all(str(config.get(key)) == value for key, _, value in (word.partition("=") for word in where))
+    """Whether every KEY=VALUE of `where` holds; 2 is 2.0."""
+    return all(_reads(config.get(key), value) for key, _, value in (word.partition("=") for word in where))
+
+
+def _reads(found: Any, word: str) -> bool:
+    if isinstance(found, float):
+        with suppress(ValueError):
+            return found == float(word)
+    return str(found) == word
 
 
 def _told(config: Config) -> str:
@@ -184,8 +217,5 @@ def main(experiment: Experiment) -> None:
 
     options = parsed(parser(experiment.title))
     with series.refusals():
-        if options.data is not None and experiment.uses_data and not _takes(experiment, options.data):
-            known = ", ".join(experiment.datasets)
-            raise InputError(f"--data {options.data}: {experiment.name} is an experiment on {known}")
-        rows = perform([experiment], options)
+        rows = perform(on_data([experiment], options.data), options)
     print(report.text(experiment, rows))

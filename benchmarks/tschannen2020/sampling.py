@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.tschannen2020.claims import Claim
 from benchmarks.tschannen2020.data import Halves
 from benchmarks.tschannen2020.runs import Config, Experiment, Panel, Tick, main
+from benchmarks.tschannen2020.training import has_left_the_floats
 from benchmarks.under_way import UnderWay
 from contrastive import Concat
 from contrastive.batches import derived_seed
@@ -93,21 +94,24 @@ def run(config: Config, data: Halves | None, seed: int, tick: Tick, keep: UnderW
         (-value).backward()
         optimiser.step()
         if step % 100 == 0:
+            if has_left_the_floats(optimiser):
+                figures |= {"status": "diverged", "diverged_at": step, "diverged_after": max(0, step - 100)}
+                break
             tick(step / config["iterations"])
-    figures |= {"test_accuracy": None, "test_bound": None, "train_bound": None, "true": TRUE}
-    if "diverged_at" in figures:  # the critic's scores are no numbers any more
-        return {**figures, "curves": {"iteration": list(range(len(values))), "train_bound": values}}
+    # Reflected at the end: repeating the last batch there would give it the weight of a thousand.
+    smooth = gaussian_filter1d(values, config["smooth"], mode="reflect") if values else []
+    shown = range(0, len(values), max(1, config["iterations"] // 100))
+    curves = {"iteration": list(shown), "train_bound": [float(smooth[i]) for i in shown]}
+    figures |= {"test_accuracy": None, "test_bound": None, "train_bound": None, "true": TRUE, "curves": curves}
+    if figures["status"] != "ok":  # the critic's scores are no numbers any more
+        return figures
     fresh = torch.Generator().manual_seed(derived_seed(seed, 2))
     with torch.no_grad():
         judged = [float(estimate(critic(*pairs(config["sampling"], fresh)))) for _ in range(HELD_OUT[config["preset"]])]
-    # Reflected at the end: repeating the last batch there would give it the weight of a thousand.
-    smooth = gaussian_filter1d(values, config["smooth"], mode="reflect")
-    shown = range(0, len(values), max(1, config["iterations"] // 100))
     return {
         **figures,
         "test_bound": statistics.fmean(judged),
         "train_bound": statistics.fmean(values[-max(1, len(values) // 10) :]),
-        "curves": {"iteration": list(shown), "train_bound": [float(smooth[i]) for i in shown]},
     }
 
 

@@ -37,7 +37,9 @@ __all__ = [
     "codes_of_step",
     "encoded",
     "fastest_products",
+    "has_left_the_floats",
     "inverse_error",
+    "is_rounded",
     "train",
 ]
 
@@ -164,8 +166,9 @@ def train(
             there, to the bit; None keeps nothing.
 
     Returns:
-        The figures of the run's line: `status` is ``diverged``, with the step, where the objective, the scores or the
-        squares of the gradient left the floats (the latter is looked for at evaluations); curves end there.
+        The figures of the run's line: `status` is ``diverged``, with the step, where the objective or the scores left
+        the floats, or the squares of the gradient, which is looked for at evaluations: it was after the step
+        `diverged_after`. Curves end there.
     """
     model = build(setting, data, seed)
     # Fused Adam: one pass over the weights.
@@ -183,12 +186,12 @@ def train(
     elif setting.measure is not None:
         # Where the start is what a claim compares with, it gets the published probe as well.
         start = {"start_test_accuracy": _final(setting, model, data, seed)}
-    diverged = None
+    lost: dict[str, int] = {}
     first = points[-1]["iteration"] if points else 0
     for step in range(first, setting.iterations + 1):
         if (step % setting.every == 0 or step == setting.iterations) and (step > first or reached is None):
-            if _stuck(optimiser):
-                diverged = step
+            if has_left_the_floats(optimiser):
+                lost = {"diverged_at": step, "diverged_after": points[-1]["iteration"]}
                 break
             points.append({"iteration": step, **_point(setting, model, data, seed, points)})
             if keep is not None:
@@ -201,7 +204,7 @@ def train(
         with fastest_products(setting.products):
             loss = _loss(setting, model, data.train, next(batches), generator)
             if loss is None or not bool(torch.isfinite(loss)):
-                diverged = step
+                lost = {"diverged_at": step}
                 break
             optimiser.zero_grad()
             loss.backward()
@@ -209,25 +212,30 @@ def train(
     last = {k: v for k, v in points[-1].items() if k not in ("iteration", "accuracy")}
     figures = {
         "iterations": setting.iterations,
-        "status": "ok" if diverged is None else "diverged",
+        "status": "diverged" if lost else "ok",
+        "rounded": is_rounded(setting.products),
         "test_bound": None,
         "train_bound": None,
         **last,
         **start,
-        "test_accuracy": _final(setting, model, data, seed) if diverged is None else None,
+        "test_accuracy": None if lost else _final(setting, model, data, seed),
         "start_accuracy": points[0]["accuracy"],
         "start_bound": points[0].get("test_bound"),
         "curves": {key: [point[key] for point in points] for key in points[0]},
     }
     if setting.measure == "condition":
         figures["start_median_log10_condition"] = points[0]["median_log10_condition"]
-    if setting.miner != "none" and diverged is None:
+    if setting.miner != "none" and not lost:
         figures |= claim_of(setting, model, data)
-    return figures if diverged is None else {**figures, "diverged_at": diverged}
+    return figures | lost
 
 
-def _stuck(optimiser: torch.optim.Optimizer) -> bool:
-    """Whether a second moment of Adam is infinite: what it belongs to never moves again, and no number shows it."""
+def has_left_the_floats(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether a second moment of Adam is no number: what it belongs to never moves again, and no loss need show it.
+
+    Arguments:
+        optimiser: an Adam.
+    """
     return any(not bool(torch.isfinite(state["exp_avg_sq"]).all()) for state in optimiser.state.values())
 
 
@@ -261,16 +269,23 @@ def _loss(
 def codes_of_step(encoder: nn.Module, x: Tensor, products: str) -> Tensor:
     """Codes for a training step; in bfloat16 by autocast, which rounds every weight once for the way there and back.
 
-    A processor without instructions for it computes in float32.
-
     Arguments:
         encoder: the representation.
         x: its inputs.
         products: ``bfloat16`` or ``float32``.
     """
-    rounds = products == "bfloat16" and (x.device.type != "cpu" or multiplies_in_bfloat16())
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=rounds):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=is_rounded(products, x.device)):
         return cast(Tensor, encoder(x)).float()
+
+
+def is_rounded(products: str, device: torch.device | None = None) -> bool:
+    """Whether training steps round to bfloat16; a processor without instructions for it computes in float32.
+
+    Arguments:
+        products: ``bfloat16`` or ``float32``.
+        device: None means the processor.
+    """
+    return products == "bfloat16" and ((device is not None and device.type != "cpu") or multiplies_in_bfloat16())
 
 
 def _estimate(setting: Setting, scores: Tensor) -> Tensor:
