@@ -245,7 +245,8 @@ def one_direction_scored(
                 check_values(function, scores, targets[rows], first=rows.start)
                 if log_weights is not None and log_weights.shape == scores.shape:
                     broken = ~torch.logsumexp(scores + log_weights, 1).isfinite() & (scores > -math.inf).any(1)
-                    raise _broken_weights(function, rows.start + int(broken.nonzero()[0])) from None
+                    if bool(broken.any()):
+                        raise _broken_weights(function, rows.start + int(broken.nonzero()[0])) from None
                 raise
         losses[rows] = strip.detach()
         if not strip.requires_grad:

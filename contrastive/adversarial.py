@@ -20,7 +20,6 @@ from contrastive.factors import normalize
 __all__ = ["untracked_statistics", "virtual_adversarial_loss", "virtual_adversarial_view"]
 
 Model = Callable[[Tensor], Tensor]
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def virtual_adversarial_view(
@@ -146,7 +145,8 @@ def untracked_statistics(model: Model) -> Iterator[None]:
         tensor([0., 0.])
     """
     inner = model.modules() if isinstance(model, nn.Module) else ()
-    tracked = [module for module in inner if isinstance(module, _NORMS) and module.track_running_stats]
+    norms = (module for module in inner if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    tracked = [module for module in norms if module.track_running_stats]
     for module in tracked:
         module.track_running_stats = False  # read at every call
     try:

@@ -200,6 +200,8 @@ class EpochBatches(Sampler[list[Any]]):
         """
         before, now = state["batch_size"] * state["world"], self.batch_size * self.world
         self.epoch, self.given = state["epoch"], state["given"] * before // now
+        if self.given >= len(self):  # the items that are left make no batch
+            self.epoch, self.given = self.epoch + 1, 0
         if (state["batch_size"], state["world"]) != (self.batch_size, self.world):
             warnings.warn(
                 f"saved by {state['world']} rank(s) with batches of {state['batch_size']} and continued by "

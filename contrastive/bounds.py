@@ -39,6 +39,7 @@ from contrastive.scores import (
     WeighsNegatives,
     check_rows,
     check_values,
+    facts_of,
     negatives,
     target_scores,
     weighed,
@@ -113,12 +114,15 @@ def infonce_bound(
 
     Arguments:
         scores: held-out pairs scored by the critic. An absent candidate (:math:`-\infty`) does not count towards K, a
-            row of nothing else (padding) not towards the mean.
+            row of nothing else (padding) not towards the mean. Which ones are absent may depend on neither data nor
+            scores: self pairs and padding do not, candidates of the anchor's label do.
         targets: as in `contrastive.kpair_loss`.
         miner: the miner whose weighted loss is evaluated; its declared `facts` decide. None: uniform.
-        independent: whether the negatives are drawn independently of the anchor, given its positive, and scored by the
-            same critic, as the other pairs of a batch are. False for a queue of keys from older encoders, for negatives
-            that share a cause with the anchor, and for synthetic ones: nothing bounds then.
+        independent: whether the negatives are drawn independently of the anchor, given its positive, from the
+            positive's own law, and scored by the same critic, as the other pairs of a batch are. False for a queue of
+            keys from older encoders, for negatives that share a cause with the anchor, for those that are left after
+            others were masked by label, id or score, and for synthetic ones: nothing bounds then. Of two views of each
+            sample only half of the negatives are: `contrastive.pairings.bound` knows them.
 
     Returns:
         Value, cap, status, constant, reason and share of passing rows. Without a guarantee value, cap and
@@ -145,7 +149,7 @@ def infonce_bound(
     if miner is not None:
         log_weights = weighed("infonce_bound", miner, scores, targets, None).detach()
     loss = kpair_loss(scores, targets, log_weights=log_weights).double()[held]
-    facts = _uniform if miner is None else getattr(miner, "facts", MiningFacts())
+    facts = _uniform if miner is None else facts_of(miner)
     rows = scores[held].double(), log_weights[held].double(), kept
     proposal = facts.proposal and independent
     if not proposal and (facts.mass is None or not facts.monotone or not independent):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,6 @@ from torch import Tensor
 from contrastive.archives import unpack
 from contrastive.errors import InputError
 from contrastive.pictures import as_utf8, damaged, decode_files, decode_zip, find_images, printable, reason_of
-
-if TYPE_CHECKING:  # decoders and data sets are imported where they are used: importing this module stays cheap
-    pass
 
 __all__ = [
     "ImageData",

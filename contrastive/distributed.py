@@ -108,7 +108,9 @@ class GlobalBatch(nn.Module):
         if one.intra_view:
             own, partner = torch.cat([own, own + sum(lengths)]), torch.cat([own + sum(lengths), own])
             candidates = joined("GlobalBatch", joined("GlobalBatch", all_x, all_y, "positives"), negatives)
-            loss = self._direction(torch.cat([x, y]), candidates, own, partner, partial(or_self, absent))
+            loss = self._direction(
+                joined("GlobalBatch", x, y, "positives"), candidates, own, partner, partial(or_self, absent)
+            )
         else:
             loss = self._direction(x, joined("GlobalBatch", all_y, negatives), own, own, absent)
             if one.symmetric:

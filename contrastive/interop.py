@@ -42,6 +42,7 @@ from contrastive.scores import (
     as_float32,
     check_rows,
     checked_temperature,
+    facts_of,
     negatives,
     weighed,
 )
@@ -205,7 +206,7 @@ def as_pml_loss(
     """
     if several is None:
         several = _innermost(objective) in _TAKE_MASKS
-    if several and miner is not None and not _facts(miner).monotone:
+    if several and miner is not None and not facts_of(miner).monotone:
         raise ValueError(
             f"as_pml_loss: {miner!r} may look at the positive, and the objective has several, expected a miner whose "
             "facts say that it is monotone"
@@ -244,7 +245,7 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
 
     def _symmetric_rows(self, x: Tensor) -> Tensor | None:
         """Rows whose products are the scores of a batch against itself, where the hardest negative is all we ask."""
-        facts = _facts(self.miner)
+        facts = facts_of(self.miner)
         if not (facts.hardest and facts.mass == 1 and factorises(self.critic)):
             return None
         with without_autocast(x):
@@ -254,7 +255,7 @@ class _AsMiner(BaseMiner):  # type: ignore[misc]  # PML is untyped
         return UnitRows(factors.anchors, unit=factors.unit).scaled(float(factors.scale) ** 0.5)
 
     def _strips(self, x: Tensor, y: Tensor, mates: "_Mates") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        facts = _facts(self.miner)
+        facts = facts_of(self.miner)
         x = x if len(mates.anchors) == len(x) else x[mates.anchors]
         if facts.hardest:
             step = max(_ROWS, _RANKED // max(1, len(y)))
@@ -739,9 +740,3 @@ def _innermost(function: object) -> object:
     while isinstance(function, partial):
         function = function.func
     return function
-
-
-def _facts(miner: WeighsNegatives) -> MiningFacts:
-    facts = getattr(miner, "facts", MiningFacts())
-    assert isinstance(facts, MiningFacts)
-    return facts

@@ -25,12 +25,25 @@ def global_batch_norms(module: Module) -> Module:
     Returns:
         The module, or, where it is a batch normalisation itself, the one in its place.
 
+    Raises:
+        ValueError: for a batch normalisation of another kind than torch's and timm's `BatchNormAct2d`.
+
     Example:
         >>> type(global_batch_norms(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))[1])
         <class 'contrastive.norms.GlobalBatchNorm'>
     """
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-        return GlobalBatchNorm.like(module)  # type: ignore[arg-type, return-value]  # of these three kinds
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, GlobalBatchNorm | nn.SyncBatchNorm):
+            return module
+        kind = type(module)
+        # timm's normalises, drops and activates, by children in this order. (Its import takes half a second.)
+        of_timm = kind.__module__.startswith("timm.") and kind.__name__ == "BatchNormAct2d"
+        if kind not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and not of_timm:
+            raise ValueError(
+                f"global_batch_norms: {kind.__name__} is a batch normalisation of its own kind, expected torch's or "
+                "timm's"
+            )
+        return GlobalBatchNorm.like(module)  # type: ignore[return-value]  # a module in a module's place
     for name, child in module.named_children():
         replaced = global_batch_norms(child)
         if replaced is not child:
@@ -53,15 +66,17 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> "GlobalBatchNorm":
-        """One with the parameters, buffers and options of another.
+        """One with the parameters, buffers, options and children of another.
 
         Arguments:
-            norm: torch's.
+            norm: torch's, or one that calls its children one after another on what is normalised.
         """
         new = cls(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
         new.affine, new.track_running_stats, new.training = norm.affine, norm.track_running_stats, norm.training
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             setattr(new, name, getattr(norm, name))
+        for name, child in norm.named_children():  # what follows it
+            new.add_module(name, child)
         return new
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -71,7 +86,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises every channel; every rank must call in training mode."""
         if world_size() == 1 or not (self.training or self.running_mean is None):
-            return super().forward(input)
+            return self._followed(super().forward(input))
         self._check_input_dim(input)
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         over = [0, *range(2, x.ndim)]
@@ -80,12 +95,17 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         sums, total = torch.split(sum_over_ranks(torch.cat([x.sum(over), count])), [self.num_features, 1])
         centred = x - (sums / total).view(across)
         variance = sum_over_ranks(centred.square().sum(over)) / total
-        if self.running_mean is not None and self.training:
+        if self.running_mean is not None and self.training and self.track_running_stats:
             self._track(sums.detach() / total.detach(), variance.detach() * (total.detach() / (total.detach() - 1)))
         y = centred * (variance + self.eps).rsqrt().view(across)
         if self.weight is not None:
             y = y * self.weight.view(across) + self.bias.view(across)
-        return y.to(input.dtype)
+        return self._followed(y.to(input.dtype))
+
+    def _followed(self, y: Tensor) -> Tensor:
+        for child in self.children():
+            y = child(y)
+        return y
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None

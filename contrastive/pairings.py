@@ -235,7 +235,8 @@ def other_groups(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " can
     r"""Pairs an anchor with each candidate of its group; its negatives are the candidates of all other groups.
 
     The local terms of AMDIM and Deep InfoMax: a global feature against every place of the own image, told from all
-    places of other images, which all positives share. Other places of the own image are in no denominator.
+    places of other images, which all positives share. Other places of the own image are in no denominator. It bounds
+    mutual information where every group has as many candidates, as maps of features have places.
 
     Arguments:
         anchors: the group (image) of each anchor.
@@ -254,11 +255,16 @@ def other_groups(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " can
     if bool(orphaned.any()):
         row = int(orphaned.nonzero()[0])
         raise ValueError(f"other_groups: anchor {row} is of group {int(anchors[row])}, which has no candidate")
+    # Of unequal groups some may have no candidate where the positive is in its own, and be told from it by that alone.
+    sizes = torch.unique(candidates, return_counts=True)[1]
+    alike = bool((sizes == sizes[:1]).all())
     reason = (
         "every row holds one independent negative of each other group: log of their number - L is a lower bound; "
         "with all columns counted it is none (corollary A.4)"
+        if alike
+        else "groups have different numbers of candidates, and what a place is tells some of them apart: nothing bounds"
     )
-    return Pairing(positive, None, _count(candidates), reason)
+    return Pairing(positive, None, len(sizes) if alike else None, reason)
 
 
 def within_groups(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " candidates"]) -> Pairing:

@@ -1,8 +1,9 @@
 r"""Losses beside the K-pair kernel: sums over pairs, over positives inside the log, over sigmoids.
 
-No weights that leave the scores unread turn `kpair_loss` into one of these (`docs/theory.md`, 5.1), and only `ovo_loss`
-still bounds mutual information, because it is never below the kernel. They speak of the same scores, targets and
-log-weights, and give one value per anchor.
+No weights that leave the scores unread turn `kpair_loss` into one of these (`docs/theory.md`, 5.1), but for
+`lifted_loss` of a single positive with a smooth hinge. `ovo_loss` still bounds mutual information, because it is never
+below the kernel; nothing is claimed of the others. They speak of the same scores, targets and log-weights, and give one
+value per anchor.
 
 >>> import torch
 >>> scores = torch.tensor([[2.0, 0.0], [0.0, 2.0]])

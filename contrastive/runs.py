@@ -12,6 +12,7 @@
 ==========================  ====================================================
 """
 
+import glob
 import json
 import math
 import os
@@ -75,10 +76,10 @@ def unfinished_folder(data: str, config: Mapping[str, Any]) -> Path | None:
         data: name of the data set.
         config: the configuration it must have.
     """
-    last = next_folder(data)
-    stem, number = last.name.rsplit("-", 1)
-    for n in range(int(number) - 1, 0, -1):
-        folder = last.with_name(f"{stem}-{n}")
+    stem = next_folder(data).name.rsplit("-", 1)[0]
+    numbers = (path.name.removeprefix(f"{stem}-") for path in Path("runs").glob(f"{glob.escape(stem)}-*"))
+    for n in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):  # some may be removed
+        folder = Path("runs") / f"{stem}-{n}"
         if (folder / CONFIG).is_file() and not (folder / METRICS).exists() and not _differences(folder, config):
             return folder
     return None

@@ -36,6 +36,7 @@ __all__ = [
     "check_targets",
     "check_values",
     "checked_temperature",
+    "facts_of",
     "negatives",
     "partners",
     "target_scores",
@@ -50,8 +51,8 @@ class MiningFacts:
 
     Arguments:
         mass: what the weights of a row's negatives add up to, at least: ``"all"`` for as much as there are negatives
-            present; an integer k where exactly k negatives are kept with weight 1 (all, where fewer are present); None
-            where it depends on the data.
+            present; an integer k where k negatives are kept (all, where fewer are present), with weight 1 each but for
+            a chain, which may weigh them further; None where it depends on the data.
         monotone: whether the weight never decreases as the score grows within a row, and depends on nothing but the
             row's negatives. Of a miner that draws: the weight it draws by.
         drawn: whether the `mass` negatives that are kept are drawn at random, without replacement.
@@ -81,6 +82,17 @@ class WeighsNegatives(Protocol):
         *,
         anchors: Int[Tensor, " anchors"] | None = None,
     ) -> Float[Tensor, "anchors candidates"]: ...
+
+
+def facts_of(miner: WeighsNegatives) -> MiningFacts:
+    """What a miner guarantees; nothing, where it does not say.
+
+    Arguments:
+        miner: any callable of that form.
+    """
+    facts = getattr(miner, "facts", MiningFacts())
+    assert isinstance(facts, MiningFacts)
+    return facts
 
 
 def weighed(

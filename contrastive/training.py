@@ -161,7 +161,10 @@ def fit(
         raise InputError(f"the batch size is {batch_size}, expected at least {world}, the number of ranks")
     batches = Batches(images, batch_size, seed=seed, rank=rank_of(), world=world)
     if world > 1:
-        encoder, projector = global_batch_norms(encoder), global_batch_norms(projector)
+        try:
+            encoder, projector = global_batch_norms(encoder), global_batch_norms(projector)
+        except ValueError as error:
+            raise RefusedByAll(str(error)) from error
     model = _TwoViews(
         encoder,
         projector,
@@ -382,14 +385,17 @@ class _TwoViews(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
+        # Of ten steps a tenth is one, which torch divides by, less one.
+        warm = 0.2 if self.steps == 10 else 0.1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=max(self.steps, 2), pct_start=0.1, cycle_momentum=False
+            optimizer, self.lr, total_steps=max(self.steps, 2), pct_start=warm, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_broken_weights()
         checkpoint["steps"] = self.steps
+        checkpoint["world"] = world_size()
         checkpoint["last_loss"] = self.last_loss
         checkpoint["skipped"] = self.skipped
         checkpoint["measured_at"] = self.measured_at
@@ -402,6 +408,13 @@ class _TwoViews(pl.LightningModule):
         check_state(self, checkpoint["state_dict"], source=source)
         if checkpoint["steps"] != self.steps:  # the schedule of the learning rate is another one
             raise InputError(f"{source} is of a training of {checkpoint['steps']} steps, expected {self.steps}")
+        world = checkpoint.get("world", world_size())  # not in files of earlier versions
+        if world != world_size() and rank_of() == 0:
+            warnings.warn(
+                f"{source} was saved by {world} rank(s) and is continued by {world_size()}: what follows is not bit "
+                "for bit what it would have been",
+                stacklevel=2,
+            )
         self.last_loss = checkpoint["last_loss"]
         self.skipped = checkpoint["skipped"]
         self.measured_at = checkpoint["measured_at"]
@@ -554,7 +567,9 @@ def _csv_logger(out: Path, before: dict[str, Any] | None) -> CSVLogger:
     if before is not None and (out / "metrics.csv").is_file():
         step, measured = int(before["global_step"]), int(before["measured_at"])  # what was measured later will be again
         with (out / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) < (step if row.get("loss") else measured)]
+            # A disk that was full may have cut the last line off.
+            whole = (row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal())
+            kept = [row for row in whole if int(row["step"]) < (step if row.get("loss") else measured)]
     logger = CSVLogger(out, name="", version="", flush_logs_every_n_steps=50)
     logger.experiment.metrics = kept
     logger.save()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive.scores import MiningFacts, WeighsNegatives
+from contrastive.scores import MiningFacts, WeighsNegatives, facts_of
 from miners.masks import empty_rows
 from miners.miner import Miner, changes, miner_at
 
@@ -25,6 +25,9 @@ def detached(miner: WeighsNegatives) -> Miner:
     Arguments:
         miner: any miner; its facts are kept.
 
+    Raises:
+        ValueError: for a `counted` one.
+
     Example:
         >>> import torch
         >>> from miners import hcl
@@ -32,10 +35,11 @@ def detached(miner: WeighsNegatives) -> Miner:
         >>> detached(hcl(1.0))(scores, torch.tensor([0, 1])).requires_grad
         False
     """
+    _refuse_counted("detached", miner)
     return Miner(
         partial(_detached, miner=miner),
         name=f"detached({miner!r})",
-        facts=_facts(miner),
+        facts=facts_of(miner),
         schedule=partial(_detached_at, miner=miner) if changes(miner) else None,
     )
 
@@ -55,7 +59,7 @@ def chain(*miners: WeighsNegatives) -> Miner:
         miners: at least one.
 
     Raises:
-        ValueError: without any.
+        ValueError: without any, and for a `counted` one.
 
     Example:
         >>> from miners import margin, topk
@@ -64,6 +68,8 @@ def chain(*miners: WeighsNegatives) -> Miner:
     """
     if not miners:
         raise ValueError("chain: got no miners, expected at least one")
+    for miner in miners:
+        _refuse_counted("chain", miner)
     return Miner(
         partial(_chain, miners=miners),
         name=f"chain({', '.join(map(repr, miners))})",
@@ -137,8 +143,6 @@ def counted(miner: WeighsNegatives) -> "Counted":
 class Counted:
     """What `counted` returns: the miner, and the rows it has seen since `begin`.
 
-    A loss that is streamed asks its miner again for the gradient, so rows may count twice; their share does not change.
-
     Arguments:
         miner: any miner.
     """
@@ -160,7 +164,7 @@ class Counted:
     @property
     def facts(self) -> MiningFacts:
         """What the miner of this step guarantees."""
-        return _facts(self._miner)
+        return facts_of(self._miner)
 
     def empty_rows(self) -> float:
         """The share of anchors, 0 to 1, that were left with their positive alone; nan where none was seen."""
@@ -217,10 +221,10 @@ def _annealed_at(step: int, *, make: Callable[[Any], Miner], start: int | float,
     return make(value).at(step)
 
 
-def _facts(miner: WeighsNegatives) -> MiningFacts:
-    facts = getattr(miner, "facts", MiningFacts())
-    assert isinstance(facts, MiningFacts)
-    return facts
+def _refuse_counted(function: str, miner: WeighsNegatives) -> None:
+    """Its count is of its own calls, its steps are begun by the training, and its parts would not be seen."""
+    if isinstance(miner, Counted):
+        raise ValueError(f"{function}: counted({miner!r}) is no part of another miner: count outermost")
 
 
 def _composed(miners: tuple[WeighsNegatives, ...]) -> MiningFacts:
@@ -235,12 +239,12 @@ def _composed(miners: tuple[WeighsNegatives, ...]) -> MiningFacts:
     after it keep. It needs weights of 1 before it: the mean over S says nothing of what is drawn.
     """
     if len(miners) == 1:
-        return _facts(miners[0])
+        return facts_of(miners[0])
     masses: list[int] = []
     weighs: WeighsNegatives | None = None
     drawn = False
     for miner in (part for whole in miners for part in _parts(whole)):
-        facts = _facts(miner)
+        facts = facts_of(miner)
         if facts.proposal:
             return MiningFacts(why=f"holds {miner!r}, which undoes a proposal only by itself")
         if facts.mass is None or not facts.monotone:

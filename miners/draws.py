@@ -63,7 +63,8 @@ def importance(
     Arguments:
         log_q: the logarithm of q at every candidate, or of every anchor (by row number) at every candidate; a number
             is a q that is the same everywhere.
-        log_p: the logarithm of p likewise. Both may lack one and the same constant, at the cost of a shift of the loss.
+        log_p: the logarithm of p likewise. Both are normalised, or lack the same constant: what only one of them lacks
+            shifts the loss, and what `contrastive.infonce_bound` says of it is void.
         positive: whether the positive is weighted as well.
 
     Raises:
@@ -113,7 +114,8 @@ def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) ->
         return keep_columns(scores, targets, _drawn_one(scores, targets, log_weights.detach()))
     # In one order, whatever the strides of the scores; torch's own exponential draws take four times as long.
     noise = scores.new_empty(scores.shape).uniform_()
-    keys = noise.neg() if log_weights is None else log_weights.detach() - (1 - noise).log_().neg_().log_()
+    # Noise of exactly 0 becomes a key of -inf, which counts as a weight of 0; +inf would be drawn for sure.
+    keys = noise if log_weights is None else log_weights.detach() - noise.log().neg_().log_()
     k = min(k, scores.shape[1])
     if log_weights is None:
         keys = keys.masked_fill_(~negatives(scores, targets), -torch.inf)
@@ -122,7 +124,7 @@ def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) ->
     if not eager_on_cpu(scores) or bool((keys.gather(1, columns) == -torch.inf).any()):
         weighted = keys != -torch.inf
         least = keys.masked_fill(~weighted, torch.inf).amin(1, keepdim=True)
-        keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - noise)
+        keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - (1 - noise))
         columns = columns_of_largest(keys.masked_fill_(~negatives(scores, targets), -torch.inf), k)
     return keep_columns(scores, targets, columns)
 

@@ -123,8 +123,9 @@ def neighbour_batches(
     for a last incomplete batch: with ``share=0``, and before the first embeddings, batches are a plain shuffle.
 
     Two items are never in one batch if one scores above `threshold` with the other, is among the other's `skip`
-    nearest, or has its label: they are suspected to be no negatives of each other. Items that no full batch can take
-    for this reason are left out of the epoch, like a last incomplete batch; the epoch is then shorter than ``len``.
+    nearest, or has its label: they are suspected to be no negatives of each other. An item that begins no full batch
+    for this reason is left out of the epoch, like a last incomplete batch, and after as many of them in a row as a
+    batch has items the epoch ends; it is then shorter than ``len``.
 
     Neighbours are searched anew every so many steps, within the step: a batch is a pure function of seed, epoch, step
     and the embeddings so far, and a run that is killed and resumed sees the very batches it would have seen
@@ -140,7 +141,8 @@ def neighbour_batches(
         embeddings: returns the current embeddings of all items, one a row. None: the caller passes them to
             `NeighbourBatches.refresh` at steps of its own.
         every: steps between two searches.
-        warmup: steps before the first search.
+        warmup: the first search is at the first multiple of `every` that is not below it; batches are random until
+            then.
         k: neighbours kept of every item, as far as there are so many.
         share: of a batch that is made of neighbours, in [0, 1].
         skip: nearest neighbours that are kept out of an item's batch. Those that `threshold` or `labels` keep out
@@ -243,7 +245,8 @@ def hard_class_batches(
         means: returns the current means, one row a class in the sorted order of the labels (`class_means`). None: the
             caller passes them to `HardClassBatches.refresh`.
         every: steps between two calls of `means`.
-        warmup: steps before the first call: classes are drawn at random until then.
+        warmup: the first call is at the first multiple of `every` that is not below it; classes are drawn at random
+            until then.
         share: of the further classes that are chosen by their means, in [0, 1].
         seed: of the draws.
         rank: of this process: it gets an equal part of the classes of each batch.
@@ -323,7 +326,7 @@ class BatchSampler(ABC):
     Arguments:
         source: returns what `refresh` takes; None where the caller does that.
         every: steps between two calls of it.
-        warmup: steps before the first.
+        warmup: the first is at the first multiple of `every` that is not below it.
         seed: of all draws.
         part: what this rank gets of a batch.
     """
@@ -517,19 +520,22 @@ class NeighbourBatches(BatchSampler):
         if self.given == 0 or self._order is None:
             self._order = np.random.default_rng((self._seed, self.epoch)).permutation(self.items)
             self._first = 0
-        if self.items - int(self._visited.sum()) < self.batch_size:
-            return None
-        while self._visited[self._order[self._first]]:
-            self._first += 1
-        draft = _Draft(self._visited, self._nearest, self._classes, self._rows, self._search)
-        draft.add(int(self._order[self._first]))
-        if self.neighbours is not None:
-            draft.grow(self.neighbours, 1 + self._hard)
-        draft.fill(self._order[self._first :], self.batch_size)
-        if len(draft.items) < self.batch_size:
-            return None
-        self._visited[draft.items] = True
-        return draft.items
+        # Each of them may be an item that fits nowhere. Of more in a row there is likely no end: all are of one label.
+        for _ in range(self.batch_size):
+            if self.items - int(self._visited.sum()) < self.batch_size:
+                break
+            while self._visited[self._order[self._first]]:
+                self._first += 1
+            draft = _Draft(self._visited, self._nearest, self._classes, self._rows, self._search)
+            draft.add(int(self._order[self._first]))
+            if self.neighbours is not None:
+                draft.grow(self.neighbours, 1 + self._hard)
+            draft.fill(self._order[self._first :], self.batch_size)
+            if len(draft.items) == self.batch_size:
+                self._visited[draft.items] = True
+                return draft.items
+            self._visited[draft.items[0]] = True
+        return None
 
     def state_dict(self, *, ahead: int = 0) -> dict[str, Any]:
         """The state of `BatchSampler`, with visited items, neighbours, and the embeddings that a threshold compares.

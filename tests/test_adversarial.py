@@ -9,6 +9,7 @@ from torch import nn
 
 from contrastive.adversarial import untracked_statistics, virtual_adversarial_loss, virtual_adversarial_view
 from contrastive.assignments import divergence
+from contrastive.norms import global_batch_norms
 
 
 def model(*, width=3, classes=4, norm=False):
@@ -127,6 +128,12 @@ class TestStatistics:
         with pytest.raises(ZeroDivisionError), untracked_statistics(net):
             raise ZeroDivisionError
         assert net[1].track_running_stats
+
+    def test_those_of_all_ranks_are_among_them(self):
+        net = global_batch_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        with untracked_statistics(net):
+            net(torch.randn(4, 2) + 100)
+        assert torch.equal(net[1].running_mean, torch.zeros(2))
 
     def test_norms_without_statistics_stay_so(self):
         norm = nn.BatchNorm1d(2, track_running_stats=False)

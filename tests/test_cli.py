@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive import load_encoder
+from contrastive import cli, load_encoder, runs
 from contrastive.cli import main
 from contrastive.cli.configuration import read_options
-from contrastive.cli.names import set_up
+from contrastive.cli.names import miner_of, set_up
 
 pytestmark = pytest.mark.slow
 
@@ -255,6 +255,41 @@ def test_a_folder_of_images(pictures, tmp_path):
     assert "<b>" not in (tmp_path / "run" / "report.html").read_text()
     _one_sentence(kpair(*words, "--corrupt", "refuse", "--out", "other", cwd=tmp_path), "07.png")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_newest_unfinished_run_is_found_behind_a_gap(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {"data": "digits", "epochs": 3}
+    assert runs.unfinished_folder("digits", config) is None
+    for name in ("digits-2", "digits-10", "digits-x", "digits-more-3"):
+        runs.claim(Path("runs") / name, config, resume=False)
+    assert runs.next_folder("digits").name == "digits-1"
+    assert runs.unfinished_folder("digits", config) == Path("runs") / "digits-10"
+    (tmp_path / "runs" / "digits-10" / "metrics.json").write_text("{}")
+    assert runs.unfinished_folder("digits", config) == Path("runs") / "digits-2"
+    assert runs.unfinished_folder("digits", config | {"epochs": 4}) is None
+
+
+def test_the_smallest_score_of_a_learnt_temperature_is_not_known():
+    config = {"miner": {"name": "debiased", "tau_plus": 0.1, "min_score": None}, "temperature": None}
+    told = [repr(miner_of(config | {"critic": {"name": "cosine", "learnable": which}})) for which in (False, True)]
+    assert told == ["debiased(tau_plus=0.1, min_score=-10.0)", "debiased(tau_plus=0.1)"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "x.npy"], "kpair: interrupted\n"),
+        (["train"], "kpair: interrupted; what was under way goes on with --resume auto\n"),
+    ],
+)
+def test_an_interrupted_command_says_what_goes_on(words, told, monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, words[0], stop)
+    assert cli.main(words) == 130
+    assert capsys.readouterr().err == told
 
 
 def test_a_folder_without_labels(pictures, tmp_path):

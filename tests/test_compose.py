@@ -248,6 +248,17 @@ class TestCounted:
         scores = torch.randn(4, 4)
         assert infonce_bound(scores, miner=counted(topk(2))) == infonce_bound(scores, miner=topk(2))
 
+    def test_is_no_part_of_another_miner(self):
+        """A chain of weights within it would pass for negatives of weight 1, and the schedule would stand still."""
+        for call, words in (
+            (lambda: chain(counted(topk(2)), random_subset(1)), ("chain: counted(topk(k=2)) is no part", "outermost")),
+            (lambda: chain(counted(topk(2))), ("chain", "count outermost")),
+            (lambda: detached(counted(topk(2))), ("detached", "count outermost")),
+        ):
+            with refused(*words):
+                call()
+        assert counted(chain(topk(2), random_subset(1))).facts.mass == 1
+
     @pytest.mark.parametrize("tiled", [False, True])
     def test_the_share_is_that_of_all_anchors_streamed_or_stored(self, tiled, monkeypatch):
         few_rows_at_a_time(monkeypatch)

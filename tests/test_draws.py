@@ -75,6 +75,18 @@ class TestDraws:
             assert not torch.equal(found[0], found[1])
             assert torch.equal(mine(miner, scores, targets), found)
 
+    def test_noise_of_0_draws_nothing_for_sure(self, monkeypatch):
+        """Once in 16 million: it made an infinite key, at the positive or beyond the limit one that is no number."""
+        monkeypatch.setattr(
+            torch.Tensor, "uniform_", lambda noise: noise.fill_(0.5).index_fill_(1, torch.tensor(0), 0.0)
+        )
+        scores = torch.tensor([[-1.0, 0.2, 0.1, 0.3, 1.0]])
+        for target in (0, 4):
+            kept = distance_weighted(1.0, 5, k=2)(scores, torch.tensor([target])) > -INF
+            assert kept[0, target]
+            assert int(kept.sum()) == 3
+        assert not kept[0, 0]  # beyond the limit, where others are not
+
     def test_equal_weights_are_drawn_alike_by_the_same_noise(self):
         scores, targets = torch.zeros(40, 30), torch.zeros(40, dtype=torch.int64)
         expected = mine(random_subset(4), scores, targets)

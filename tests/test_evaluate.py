@@ -140,7 +140,7 @@ def test_a_killed_evaluation_goes_on(x, capsys, monkeypatch, tmp_path):
         return whole(self, run, part, ids, scores)
 
     monkeypatch.setattr(Assessment, "_values", dies)
-    assert "interrupted" in run(capsys, *words, "--resume", "auto", status=130).err
+    assert "interrupted; what was under way goes on with" in run(capsys, *words, "--resume", "auto", status=130).err
     assert not (tmp_path / "out.json").exists()
     assert len(list((tmp_path / "out.json.parts").glob("*.safetensors"))) == 2
     done = sum(seen[:2])

@@ -17,6 +17,7 @@ import torch
 from ranks import run_ranks
 from references import close, refused
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -395,6 +396,28 @@ def test_which_norms_are_replaced():
     assert [type(m) for m in global_batch_norms(copy.deepcopy(kept))] == [type(m) for m in kept]
     with refused("GlobalBatchNorm", "(4,)"):
         GlobalBatchNorm(3)._check_input_dim(torch.zeros(4))
+
+    class Own(nn.BatchNorm1d):
+        pass
+
+    with refused("global_batch_norms: Own is a batch normalisation of its own kind"):
+        global_batch_norms(nn.Sequential(Own(2)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_timms_batch_norms_keep_what_follows_them(monkeypatch, training):
+    """They activate as well: replaced by class alone, they would stay those of a rank."""
+    norm = BatchNormAct2d(3, act_layer=nn.GELU, act_kwargs={}, inplace=False).train(training)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x, other = 3 * torch.randn(4, 3, 5, 5) + 2, copy.deepcopy(norm)
+    replaced = global_batch_norms(norm)
+    assert type(replaced) is GlobalBatchNorm
+    assert replaced.state_dict().keys() == other.state_dict().keys()
+    for world in (1, 2):
+        monkeypatch.setattr("contrastive.norms.world_size", lambda world=world: world)
+        monkeypatch.setattr("contrastive.norms.sum_over_ranks", lambda value: value)  # the other rank has no rows
+        torch.testing.assert_close(replaced(x), other(x))
+    torch.testing.assert_close(replaced.state_dict(), other.state_dict())
 
 
 @pytest.mark.slow

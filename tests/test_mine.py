@@ -141,6 +141,15 @@ def test_other_files_and_types(folder, kind):
     assert table()["negative"].to_pylist() == [negative for _, negative, _, _ in rows_of(expected)]
 
 
+def test_one_process_mines(folder, monkeypatch, capsys):
+    """Ranks would take each other's parts for those of an earlier run."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    assert main(["mine", "x.npy", "--k", "4", "--out", "n.parquet"]) == 2
+    assert "kpair mine is one process: call it without torchrun" in capsys.readouterr().err
+    assert not list(folder.glob("n.parquet*"))
+
+
 # --- interrupted and resumed ------------------------------------------------------------------------------------------
 
 

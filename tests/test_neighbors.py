@@ -104,6 +104,23 @@ def test_collapsed_embeddings_rank_by_id(metric):
     assert found.ids.tolist() == [[j for j in range(25) if j != i][:5] for i in range(25)]
 
 
+def test_an_item_that_fits_nowhere_does_not_end_the_epoch():
+    """Too near to all others, which are far from each other; it comes first in one epoch of six."""
+    rows = torch.cat([torch.eye(5), torch.full((1, 5), 5**-0.5)])
+    sampler = neighbour_batches(6, 2, lambda: rows, threshold=0.4, every=1)
+    for _ in range(12):
+        batches = list(sampler)
+        items = [item for batch in batches for item in batch]
+        assert len(items) == len({*items} - {5}) == 4
+
+
+def test_items_of_one_label_end_it():
+    sampler = neighbour_batches(200, 4, labels=[0] * 190 + list(range(1, 11)))
+    batches = list(sampler)
+    assert 1 <= len(batches) <= 4
+    assert all(sum(item < 190 for item in batch) <= 1 for batch in batches)
+
+
 def test_labels_sorted_by_class_leave_the_first_blocks_empty():
     x, labels = torch.randn(400, 8), torch.arange(400) // 200
     ids, _ = brute_force(x, 7, labels=labels)

@@ -46,6 +46,14 @@ def test_two_views_are_ntxent():
     torch.testing.assert_close(contrast(scores, two_views(groups, groups)), ntxent_loss(scores))
 
 
+def test_groups_of_unequal_size_bound_nothing():
+    """A critic that knows the kind of place, and nothing of the image, would read half of log 2."""
+    found = bound(torch.tensor([[0.0, 50.0, 0.0]]), other_groups(torch.tensor([0]), torch.tensor([0, 0, 1])))
+    assert (found.status, found.direction) == ("not a bound", "neither")
+    assert "different numbers of candidates" in found.reason
+    assert other_groups(torch.arange(2), torch.tensor([1, 0, 1, 0])).count == 2
+
+
 def test_other_groups():
     anchors, candidates = torch.tensor([2, 0, 1]), torch.tensor([0, 0, 1, 1, 2, 2, 1])
     scores = torch.randn(3, 7, dtype=torch.float64)

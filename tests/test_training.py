@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from contrastive.batches import Batches, derived_seed
-from contrastive.checkpoints import newest_checkpoint
+from contrastive.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from contrastive.criterion import KPairLoss
 from contrastive.critics import Cosine
 from contrastive.encoders import Recipe, build
@@ -85,6 +85,36 @@ def test_what_a_step_tells_is_logged_beside_its_loss_and_resumes(tmp_path):
         run(tmp_path / "broken", fail_at=9, checkpoint_every=3)
     run(tmp_path / "broken", resume=True, checkpoint_every=3)
     assert read_history(tmp_path / "broken") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [50, 25, 17, 16, 10, 9])
+def test_every_short_training_has_a_schedule(tmp_path, batch_size):
+    """2 to 10 steps: torch divides by a tenth of them, less one."""
+    steps = 2 * (50 // batch_size)
+    train(tmp_path, epochs=2, batch_size=batch_size)
+    assert len([row for row in read_history(tmp_path) if "loss" in row]) == steps
+
+
+@pytest.mark.slow
+def test_a_line_that_a_full_disk_cut_off_is_left_out(tmp_path):
+    train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "broken", fail_at=9, checkpoint_every=3)
+    with (tmp_path / "broken" / "metrics.csv").open("a") as file:
+        file.write("1,,0.0")
+    train(tmp_path / "broken", resume=True, checkpoint_every=3)
+    assert read_history(tmp_path / "broken") == read_history(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_announced(tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, fail_at=9, checkpoint_every=3)
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    save_checkpoint(newest, load_checkpoint(newest) | {"world": 2})
+    with pytest.warns(UserWarning, match=r"saved by 2 rank\(s\) and is continued by 1: .*not bit for bit"):
+        train(tmp_path, resume=True, checkpoint_every=3)
 
 
 def equal(a, b):

@@ -127,7 +127,7 @@ SYSTEM = System(
         "paper": Plan(
             Budget(
                 batch=480,
-                steps=31_250,
+                steps=300 * (45_000 // 480),
                 lr=2e-4,
                 images=45_000,
                 arguments=ADAM,

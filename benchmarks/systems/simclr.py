@@ -86,12 +86,12 @@ SYSTEM = System(
         "paper": Plan(
             Budget(
                 batch=512,
-                steps=97_000,
+                steps=1000 * (45_000 // 512),
                 lr=1.0,
                 images=45_000,
                 optimiser="lars",
                 arguments={"momentum": 0.9, "weight_decay": 1e-6},
-                warmup=970,
+                warmup=10 * (45_000 // 512),
             ),
             {"widths": None, "temperature": 0.5, "out": 128, "bfloat16": False},
         ),

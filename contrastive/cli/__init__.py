@@ -51,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"kpair: error: {_who(error)}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"kpair: interrupted; {_GOES_ON}", file=sys.stderr)
+        print(f"kpair: interrupted{_what_goes_on(words)}", file=sys.stderr)
         return 130
     except SystemExit as ending:
         if ending.code == 143:
-            print(f"kpair: terminated; {_GOES_ON}", file=sys.stderr)
+            print(f"kpair: terminated{_what_goes_on(words)}", file=sys.stderr)
         raise
     except Exception as error:
         if launch.of_another_rank(error):
@@ -76,7 +76,12 @@ def _who(error: BaseException) -> str:
     return "" if alone else f"rank {os.environ['RANK']}: "
 
 
-_GOES_ON = "what was under way goes on with --resume auto"
+def _what_goes_on(words: list[str]) -> str:
+    """Whether there is something to go on with: an evaluation keeps it where it was asked to."""
+    kept = words[0] in ("train", "mine") or any(word.startswith("--resume") for word in words)
+    return "; what was under way goes on with --resume auto" if kept else ""
+
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # As torch says it of CUDA, of the CPU on Windows, and of the CPU elsewhere.
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

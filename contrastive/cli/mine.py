@@ -1,6 +1,5 @@
 """``kpair mine``: the hardest negatives of every row of a file of embeddings, as a parquet table."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -13,11 +12,11 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from contrastive import runs, vectors
+from contrastive import launch, runs, vectors
 from contrastive.allpairs import AllPairs
 from contrastive.cli.progress import progress_bar
 from contrastive.errors import InputError
-from contrastive.files import replacing, write_text
+from contrastive.files import replacing, sha256_of, write_text
 from contrastive.options import parse
 from contrastive.retrieval import Ranking, as_rows, label_ids
 
@@ -52,6 +51,8 @@ def mine(words: list[str]) -> None:
         parts={},
         add_options=_add_options,
     )
+    if launch.launched():
+        raise launch.RefusedByAll("kpair mine is one process: call it without torchrun")
     start = time.perf_counter()
     out = _checked_out(options)
     pairs, fingerprint = _prepared(options)
@@ -153,14 +154,18 @@ def _prepared(options: Mapping[str, Any]) -> tuple[AllPairs, dict[str, Any]]:
     if len(rows) < 2:
         raise InputError(f"{file} holds {len(rows)} row, expected at least 2")
     kept = ("k", "threshold", "metric", "index", "nprobe")
-    fingerprint = {name: options[name] for name in kept} | {"embeddings": _digest(file), "labels": None, "block": BLOCK}
+    fingerprint = {name: options[name] for name in kept} | {
+        "embeddings": sha256_of(file),
+        "labels": None,
+        "block": BLOCK,
+    }
     classes: Tensor | None = None
     if options["labels"] is not None:
         labels = vectors.read_labels(Path(options["labels"]))
         if len(labels) != len(rows):
             raise InputError(f"{file} holds {len(rows)} embeddings, and there are {len(labels)} labels")
         (classes,) = label_ids("kpair mine", ("labels", labels, len(rows)))
-        fingerprint["labels"] = _digest(Path(options["labels"]))
+        fingerprint["labels"] = sha256_of(Path(options["labels"]))
     pairs = AllPairs(
         "kpair mine",
         rows,
@@ -171,11 +176,6 @@ def _prepared(options: Mapping[str, Any]) -> tuple[AllPairs, dict[str, Any]]:
         nprobe=options["nprobe"],
     )
     return pairs, fingerprint
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _claim(parts: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:

@@ -198,11 +198,12 @@ def miner_of(config: Mapping[str, Any], dim: int = 128) -> WeighsNegatives | Non
         return None
     options = _options(config, "miner")
     cosine = config["critic"]["name"] == "cosine"
+    learnable = bool(config["critic"].get("learnable"))
     temperature = config["temperature"] or critics.Cosine().temperature
-    if "min_score" in options and options["min_score"] is None and cosine:
+    if "min_score" in options and options["min_score"] is None and cosine and not learnable:
         options["min_score"] = -1 / temperature
     if kind is miners.distance_weighted:
-        if not cosine or config["critic"].get("learnable"):
+        if not cosine or learnable:
             raise InputError(
                 "--miner: distance-weighted reads distances off cosines at a temperature it knows, "
                 "expected the critic cosine, and not learnable"

@@ -211,6 +211,10 @@ def test_row25_another_number_of_ranks_is_allowed_and_announced():
         with pytest.warns(UserWarning, match=rf"saved by 2 rank.*continued by {world} .*not bit for bit"):
             other.load_state_dict(sampler.state_dict())
         assert (other.epoch, other.given) == (1, given)
+    other = EpochBatches(10, 4)  # the last items make no batch: the next epoch is what goes on
+    with pytest.warns(UserWarning, match="not bit for bit"):
+        other.load_state_dict({"epoch": 0, "given": 9, "batch_size": 1, "world": 1})
+    assert (other.epoch, other.given) == (1, 0)
     states = random_state()
     with pytest.warns(UserWarning, match=r"saved by 2 rank\(s\) and continued by 1: .*not bit for bit"):
         set_random_state({"ranks": states["ranks"] * 2})
