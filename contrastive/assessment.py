@@ -64,7 +64,7 @@ class RetrievalResult:
             queries (1000 resamples, always the same seed).
         class_interval: likewise over classes: all queries of a class are drawn together. Empty where queries have no
             class, or several, or all the same.
-        queries: the rows of the queries that count.
+        queries: the rows of the queries that count; of a shard their places in the order of ids over all ranks.
         excluded: how many queries were left out, having no relevant item.
         dropped: the default k that lie beyond the gallery.
         tied: how many queries have items of equal score, whose order does not count (see `contrastive.metrics`), among
@@ -159,7 +159,6 @@ class Assessment:
                 device=x.device,
             )
         elif several(labels) or several(gallery_labels):
-            assert labels is not None
             self.relevance = SharedLabels.of(function, labels, gallery_labels, rows=(len(x), len(y)), device=x.device)
         else:
             given = [("labels", labels, len(x)), ("gallery_labels", gallery_labels, len(y))]
@@ -325,11 +324,8 @@ class Assessment:
                     ideal = self.relevance.ideal(rows, self.depth)
                 values[name] = ndcg_at(expected, ideal, int(at))
             elif kind == "knn" and self.classes is not None:
-                # What was not found has a class of its own, which is no query's.
-                nothing = self._vote_width() - 1
-                classes = torch.where(ids < 0, nothing, self.classes.gallery[ids.clamp_min(0)])
                 truth = self.classes.queries[rows]
-                values[name] = knn_at(classes, truth, int(at), ties=ties, last=votes)
+                values[name] = knn_at(self._voting(ids), truth, int(at), ties=ties, last=votes)
         return values
 
     def _gains(self, rows: Tensor, ids: Tensor) -> Tensor:
@@ -344,6 +340,11 @@ class Assessment:
             return 1
         return int(max(self.classes.queries.max(), self.classes.gallery.max())) + 2
 
+    def _voting(self, ids: Tensor) -> Tensor:
+        """The classes of items; what was not found has one of its own, which is no query's."""
+        assert self.classes is not None
+        return torch.where(ids < 0, self._vote_width() - 1, self.classes.gallery[ids.clamp_min(0)])
+
     def _tied(self, run: Search | ShardSearch, places: Tensor, ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """The expected values of queries with items of equal score."""
         depth, rows = self.depth, run.rows[places]
@@ -355,13 +356,13 @@ class Assessment:
             scores[cut_rows], ids[cut_rows] = run.settled(places[cut_rows], ids.shape[1])
         ids, scores = ids[:, :depth], scores[:, :depth]
         gains = self._gains(rows, ids)
-        in_last = (scores == scores[:, -1:]) & (ids >= 0)
+        in_last = scores == scores[:, -1:]  # what an index has not found is alike as well
         size = (in_last.sum(1)).clamp_min(1)
         hits, gain = (in_last & (gains > 0)).sum(1), (in_last * gains.double()).sum(1)
         votes: Tensor | None = None
         if self.classes is not None and self._vote_width() > 1:
             votes = torch.zeros(len(rows), self._vote_width(), device=ids.device)
-            votes.scatter_add_(1, self.classes.gallery[ids.clamp_min(0)], in_last.float())
+            votes.scatter_add_(1, self._voting(ids), in_last.float())
         if len(cut_rows):
             size[cut_rows], hits[cut_rows], gain[cut_rows] = self._last_group(
                 run, places[cut_rows], scores[cut_rows, -1:], None if votes is None else (votes, cut_rows)
@@ -455,7 +456,7 @@ def fitting_ks(function: str, ks: Sequence[int], largest: int) -> tuple[tuple[in
         InputError: for a k below 1, or that was passed and is beyond.
     """
     for k in ks:
-        if isinstance(k, bool) or k < 1 or (k > largest and ks is not DEFAULT_KS):
+        if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1 or (k > largest and ks is not DEFAULT_KS):
             raise InputError(f"{function}: k is {k}, expected 1 to {largest}, the items a query can retrieve")
     unique = tuple(dict.fromkeys(int(k) for k in ks))
     return tuple(k for k in unique if k <= largest), tuple(k for k in unique if k > largest)

@@ -202,7 +202,8 @@ def divergence(logits: Float[Tensor, "n classes"], other: Float[Tensor, "n class
         )
     held = log_p > -torch.inf
     difference = log_p.masked_fill(~held, 0.0) - log_q.masked_fill(~held, 0.0)
-    return (log_p.exp() * difference).sum(1)
+    # A share that has underflowed, times infinity, is no number.
+    return torch.where(difference == torch.inf, torch.inf, log_p.exp() * difference).sum(1)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class Gallery:
             )
         new = torch.arange(len(self), len(self) + len(more), device=more.device) if ids is None else ids
         all_rows = torch.cat([self._target.rows, more])
-        names = torch.cat([self._ids, new.to(self._ids)]) if len(new) == len(more) else new
+        integers = not (new.is_floating_point() or new.is_complex() or new.dtype == torch.bool)
+        names = torch.cat([self._ids, new.to(self._ids)]) if integers and len(new) == len(more) else new
         ordered, order = in_order_of_ids("Gallery.add", names, all_rows)
         if self._target.index is None:
             # Equal scores come by id: rows are kept in that order. An index keeps its own, see `search`.
@@ -151,12 +152,13 @@ class Gallery:
         found = Search("Gallery.search", x, self._target, own=own, progress=on_progress)
         parts = [(ids, scores) for _, ids, scores in found.rankings(k)]
         rows, scores = (torch.cat(column) for column in zip(*parts, strict=True))
-        ids = torch.where(rows < 0, torch.iinfo(torch.int64).max, self._ids[rows.clamp_min(0)])
-        if self._target.index is not None:  # its rows may stand in another order than their ids
-            ids, order = ids.sort(dim=1)
-            scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-            ids = ids.gather(1, order)
-        return Ranking(ids.masked_fill(ids == torch.iinfo(torch.int64).max, -1), scores)
+        ids = self._ids[rows.clamp_min(0)]
+        if self._target.index is not None:  # its rows may stand in another order than their ids, and some be missing
+            order = ids.argsort(dim=1)
+            scores, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+            order = order.gather(1, by_score)
+            ids, rows = ids.gather(1, order), rows.gather(1, order)
+        return Ranking(ids.masked_fill(rows < 0, -1), scores)
 
     def save(self, path: str | Path) -> None:
         """Writes the gallery, whole or not at all; an index goes with it.

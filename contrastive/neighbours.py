@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -32,6 +33,7 @@ __all__ = [
     "Target",
     "as_pair",
     "as_rows",
+    "distances",
     "even_width",
     "filled_up",
     "in_order_of_ids",
@@ -419,9 +421,8 @@ class Search:
             scores, ids = self._filtered(x, y, k, own, first, squares)
             return scores, ids + first
         top = _torch_top if self.target.by == "torch" else _faiss_top
-        scores, ids = top(x, y, k, self.target, squares, own)
-        if squares is not None:
-            scores, ids = _as_distances(x, y, scores, ids)
+        find = top if squares is None else partial(_by_distance, top)
+        scores, ids = find(x, y, k, self.target, squares, own)
         return scores, ids + first
 
     def _filtered(
@@ -434,8 +435,9 @@ class Search:
             again = self._filtered(x[left], y, k, None if own is None else own[left], first, squares)
             scores[left], ids[left] = again
         elif len(left):
-            of_left = _torch_top(x[left], y, k, self.target, squares, None if own is None else own[left])
-            scores[left], ids[left] = of_left if squares is None else _as_distances(x[left], y, *of_left)
+            find = _torch_top if squares is None else partial(_by_distance, _torch_top)
+            of_left = find(x[left], y, k, self.target, squares, None if own is None else own[left])
+            scores[left], ids[left] = of_left
         return scores, ids
 
     def _by_index(self, part: slice, k: int) -> tuple[Tensor, Tensor]:
@@ -496,7 +498,7 @@ class Search:
                 scores = similarity(x, filled_up(z, width), self.target.metric, of_z)[:, : len(z)]
                 if squares is not None:
                     ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
-                    scores = _distances(x, z, scores, ids)
+                    scores = distances(x, z, scores, ids)
                 _leave_out(scores, own, start + first)
                 yield torch.arange(start + first, start + first + len(z), device=x.device), scores
 
@@ -558,16 +560,19 @@ def own_rows(
 
     Arguments:
         function: name of the caller, for messages.
-        exclude_self: whether the gallery is the queries, or the id of each query.
+        exclude_self: whether the gallery is the queries, or the id of each query, a tensor.
         queries: as many.
         size: of the gallery.
         ids: of the gallery's rows, in order; None: the row is the id.
 
     Raises:
-        InputError: for ids that the gallery does not hold.
+        InputError: for ids that the gallery does not hold, and what is neither.
     """
     if isinstance(exclude_self, bool):
         return torch.arange(len(queries), device=queries.device) if exclude_self else None
+    if not isinstance(exclude_self, Tensor):
+        kind = type(exclude_self).__name__
+        raise InputError(f"{function}: exclude_self is of type {kind}, expected True, False or a tensor of ids")
     own = exclude_self.detach().to(queries.device)
     if own.is_floating_point() or own.is_complex() or own.dtype == torch.bool or own.shape != queries.shape[:1]:
         raise InputError(
@@ -750,9 +755,16 @@ def refuse_backend(function: str, backend: str) -> None:
 
 
 def _torch_top(
-    x: Tensor, y: Tensor, k: int, target: Target, squares: Tensor | None, own: Tensor | None
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    target: Target,
+    squares: Tensor | None,
+    own: Tensor | None,
+    *,
+    by_distance: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Exact top-k over blocks of scores; equal scores in the order of ids."""
+    """Exact top-k over blocks of scores, or of distances made of these; equal scores in the order of ids."""
     width = even_width(target.widest, max(BLOCK_WIDTH, 4 * k))
     height = max(2, BLOCK // width)
     starts = range(0, len(x), height)
@@ -764,6 +776,9 @@ def _torch_top(
         of_z = None if squares is None else filled_up(squares[first : first + width], width)
         for place, i in enumerate(starts):
             scores = similarity(x[i : i + height], z, target.metric, of_z, out=out)[:, :columns]
+            if by_distance:
+                ids = torch.arange(columns, device=x.device).expand(len(scores), -1)
+                scores = distances(x[i : i + height], z, scores, ids)
             _leave_out(scores, None if own is None else own[i : i + height], first)
             best[place] = with_block(best[place], scores, first, k)
     found = [part for part in best if part is not None]
@@ -812,16 +827,62 @@ def _faiss_top(
     return values, ids
 
 
+def _by_distance(
+    top: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    target: Target,
+    squares: Tensor | None,
+    own: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The k nearest by the distance; all of it is computed where 2 x.y - |y|^2 does not tell the last from the next.
+
+    Arguments:
+        top: finds them by 2 x.y - |y|^2.
+        x: queries.
+        y: items.
+        k: at most as many as there are items.
+        target: the gallery.
+        squares: of the items.
+        own: as in `Search`.
+    """
+    scores, ids = top(x, y, min(k + 1, len(y)), target, squares, own)
+    unsure = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if scores.shape[1] > k:
+        error = max(32, x.shape[1]) * torch.finfo(x.dtype).eps * x.square().sum(1)
+        unsure = _cancels(x, scores[:, k - 1 : k]).squeeze(1) & (scores[:, k - 1] - scores[:, k] <= error)
+    scores, ids = _as_distances(x, y, scores[:, :k], ids[:, :k])
+    if bool(unsure.any()):
+        of_some = None if own is None else own[unsure]
+        scores[unsure], ids[unsure] = _torch_top(x[unsure], y, k, target, squares, of_some, by_distance=True)
+    return scores, ids
+
+
+def _cancels(x: Tensor, scores: Tensor) -> Tensor:
+    """Where 2 x.y - |y|^2 has next to no digits of the distance left, as between near duplicates."""
+    length = x.square().sum(1, keepdim=True)
+    return scores - length > -1e-3 * length
+
+
 def _as_distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Rankings by 2 x.y - |y|^2 as rankings by the distance, in its order."""
-    return in_order(_distances(x, y, scores, ids), ids)
+    return in_order(distances(x, y, scores, ids), ids)
 
 
-def _distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
-    """Turns 2 x.y - |y|^2 into -|x - y|^2; where these cancel, as between near duplicates, it is computed anew."""
-    length = x.square().sum(1, keepdim=True)
-    scores = scores - length
-    row, column = (scores > -1e-3 * length).nonzero(as_tuple=True)
+def distances(
+    x: Float[Tensor, "s dim"], y: Float[Tensor, "items dim"], scores: Float[Tensor, "s k"], ids: Int64[Tensor, "s k"]
+) -> Float[Tensor, "s k"]:
+    """Turns 2 x.y - |y|^2 into -|x - y|^2; where these cancel, as between near duplicates, it is computed anew.
+
+    Arguments:
+        x: queries.
+        y: items.
+        scores: of `similarity`.
+        ids: which items these are of.
+    """
+    row, column = _cancels(x, scores).nonzero(as_tuple=True)
+    scores = scores - x.square().sum(1, keepdim=True)
     step = max(1, BLOCK // x.shape[1])
     for first in range(0, len(row), step):
         i, j = row[first : first + step], column[first : first + step]

@@ -11,9 +11,11 @@ tensor([[2., 0., 1.]])
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +31,7 @@ __all__ = ["Judged", "Labels", "Relevance", "Relevant", "SameLabel", "SharedLabe
 Labels: TypeAlias = (
     Tensor | NDArray[Any] | Sequence[str] | Sequence[int] | Sequence[Collection[str]] | Sequence[Collection[int]]
 )
-"""Labels, one a row: integers of any size, or strings. Several a row: collections of them, or a matrix of 0 and 1."""
+"""Labels, one a row: integers of 64 bits, or strings. Several a row: collections of them, or a matrix of 0 and 1."""
 
 Relevant: TypeAlias = Sequence[Collection[int]] | Sequence[Mapping[int, float]]
 """For each query the ids of its relevant items, or their grades by id."""
@@ -264,7 +266,8 @@ class Judged(Relevance):
         for query, items in enumerate(relevant):
             for i in items:
                 grade = float(items[i]) if isinstance(items, Mapping) else 1.0
-                row = int(i) if row_of is None else row_of.get(int(i), -1)
+                number = _as_id(function, i, query)
+                row = number if row_of is None else row_of.get(number, -1)
                 if not 0 <= row < size:
                     raise InputError(
                         f"{function}: relevant names id {i} for query {query}, expected ids of the gallery"
@@ -296,15 +299,24 @@ class Judged(Relevance):
 
     def ideal(self, rows: Int64[Tensor, " rows"], width: int) -> Float[Tensor, "rows width"]:
         """The largest grades."""
-        query = torch.div(self.keys, self.size, rounding_mode="floor")
-        order = self.grades.argsort(descending=True, stable=True)
+        query, grades = _spread((self.total.cumsum(0) - self.total)[rows], self.total[rows], self.grades)
+        order = grades.argsort(descending=True, stable=True)
         order = order[query[order].argsort(stable=True)]
-        first = self.total.cumsum(0) - self.total
-        rank = torch.arange(len(query), device=query.device) - first[query]
-        ideal = self.grades.new_zeros(len(self.total), width)
+        count = self.total[rows]
+        rank = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
+        ideal = self.grades.new_zeros(len(rows), width)
         kept = rank < width
-        ideal[query[kept], rank[kept]] = self.grades[order][kept]
-        return ideal[rows]
+        ideal[query[kept], rank[kept]] = grades[order][kept]
+        return ideal
+
+
+def _as_id(function: str, given: Any, query: int) -> int:
+    """An id as an integer; of a mask, whose trues would pass for the id 1, there is none."""
+    of_a_mask = isinstance(given, bool | np.bool_) or (isinstance(given, Tensor) and given.dtype == torch.bool)
+    if not of_a_mask:
+        with suppress(TypeError):  # of floats and strings
+            return index(given)
+    raise InputError(f"{function}: relevant holds {given!r} for query {query}, expected integers, ids of the gallery")
 
 
 def _spread(first: Tensor, count: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -401,7 +413,14 @@ def _indicators(function: str, sets: Sequence[tuple[str, Labels | None]]) -> lis
                 )
         return [matrix.float() for matrix in found]
     # Collections, for matrices have returned: mypy does not see that.
-    rows: list[list[list[Any]]] = [[list(row) for row in labels or ()] for _, labels in sets]  # type: ignore[arg-type]
+    rows: list[list[list[Any]]] = []
+    for name, labels in sets:
+        for place, row in enumerate(labels or ()):  # type: ignore[arg-type]
+            if isinstance(row, str | bytes) or not isinstance(row, Iterable):
+                raise InputError(
+                    f"{function}: row {place} of {name} is {row!r}, expected a collection of labels, as other rows have"
+                )
+        rows.append([list(row) for row in labels or ()])  # type: ignore[arg-type]
     words = {word for of_set in rows for row in of_set for word in row}
     if len({isinstance(word, str) for word in words}) > 1:
         raise InputError(f"{function}: label sets hold strings and integers, expected one kind")

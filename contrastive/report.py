@@ -176,13 +176,17 @@ _IN_A_SENTENCE = {"encoder": "the encoder", "untrained": "the untrained encoder"
 # Name and explanation of each figure; K stands for the number after the @.
 _METRICS = {
     "recall@K": ("recall@K", "Queries with an image of their class among the K nearest."),
+    "coverage@K": ("coverage@K", "Share of all images of the class among the K nearest."),
     "precision@K": ("precision@K", "Share of the K nearest images that are of the query's class."),
-    "r_precision": ("R-precision", "Precision among the R nearest, R being the size of the class."),
+    "r_precision": ("R-precision", "Precision among the R nearest, R being the number of other images of the class."),
     "map@r": ("MAP@R", "Mean average precision over the R nearest."),
     "map": ("mAP", "Mean average precision over the whole ranking."),
+    "map@K": ("mAP@K", "Mean average precision of the first K ranks."),
     "cmc@K": ("CMC@K", "Queries with an image of their class within the first K ranks."),
     "mrr": ("MRR", "Mean of 1 / rank of the first image of the query's class."),
+    "mrr@K": ("MRR@K", "Mean of 1 / rank of the first image of the query's class, 0 beyond rank K."),
     "ndcg@K": ("nDCG@K", "Discounted gain of the K nearest, against the best order there is."),
+    "knn@K": ("k-NN@K", "Classification by a vote of the K nearest images."),
     "knn": ("k-NN accuracy", "Classification by a vote of the nearest training images."),
     "linear": ("linear probe", "Accuracy of a linear classifier on the frozen features."),
     "mlp": ("MLP probe", "Accuracy of a small network on the frozen features."),

@@ -35,6 +35,7 @@ from contrastive.neighbours import (
     Target,
     as_pair,
     as_rows,
+    distances,
     even_width,
     filled_up,
     in_order_of_ids,
@@ -193,11 +194,12 @@ def evaluate_retrieval(
     relevant item counts for nothing and is counted in ``excluded``; it stays in the gallery.
 
     Items of equal score have no order: every metric is then its mean over all of their orders, in closed form, so
-    that neither the order of rows nor that of ids has a part in it. Collapsed embeddings read chance.
+    that neither the order of rows nor that of ids has a part in it. Collapsed embeddings read chance. (Of ``"knn"``
+    the votes are shared out, and the majority of shares decides: of a collapsed encoder it is the largest class.)
 
     Arguments:
         embeddings: shape [queries, dim], finite; or a `Shard`, with the labels or lists of its own rows.
-        labels: one a row: integers (compared exactly, whatever their size) or strings. Or several a row: collections
+        labels: one a row: integers (of 64 bits, compared exactly) or strings. Or several a row: collections
             of them, or a matrix of 0 and 1.
         gallery: shape [gallery, dim], or a `Shard`: search in these rows instead. Nothing is left out of them.
         gallery_labels: their labels, of the same kind as `labels`.
@@ -308,14 +310,21 @@ def instance_recall(
     for start in range(0, len(x), side):
         strip = x[start : start + side]
         rows = slice(start, start + len(strip))
-        own = similarity(strip, filled_up(y[start : start + side], side), metric).diagonal()[: len(strip), None]
+        own = _all_scores(strip, y[start : start + side], side, metric).diagonal()[: len(strip), None]
         own = own.contiguous()
         for first in range(0, len(y), side):
-            block = y[first : first + side]
-            scores = similarity(strip, filled_up(block, side), metric)[:, : len(block)]
+            scores = _all_scores(strip, y[first : first + side], side, metric)
             if first == start:  # the same numbers again, but no device need promise that
                 scores.diagonal().copy_(own.squeeze(1))
             higher[rows] += (scores > own).sum(1)
             equal[rows] += (scores == own).sum(1)
     per_query = {f"recall@{k}": ((k - higher) / equal).clamp(0.0, 1.0).float() for k in ks}
     return result_of(per_query, torch.arange(len(x), device=x.device))
+
+
+def _all_scores(x: Tensor, y: Tensor, side: int, metric: Metric) -> Tensor:
+    """As `search` scores: by distances where those are asked for, which near duplicates are told apart by."""
+    scores = similarity(x, filled_up(y, side), metric)[:, : len(y)]
+    if metric != "euclidean":
+        return scores
+    return distances(x, y, scores, torch.arange(len(y), device=x.device).expand(len(x), -1))

@@ -91,7 +91,9 @@ def read_labels(path: Path) -> Labels:
             raise InputError(f"{path}: line {words.index('') + 1} is empty, expected a label on every line")
         if not words:
             raise InputError(f"{path} is empty, expected a label on every line")
-        return torch.tensor([int(word) for word in words]) if all(_is_integer(word) for word in words) else words
+        # "01" is another label than "1".
+        numbers = all(_is_integer(word) and str(int(word)) == word for word in words)
+        return torch.tensor([int(word) for word in words]) if numbers else words
     arrays = _arrays(path)
     found = next((arrays[key] for key in ("labels", "label", "") if key in arrays), None)
     if found is None:

@@ -137,6 +137,7 @@ class TestEdges:
 
     def test_divergence_from_a_law_that_excludes_what_is_there(self):
         assert divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -INF]])).tolist() == [INF]
+        assert divergence(torch.tensor([[0.0, -200.0]]), torch.tensor([[0.0, -INF]])).tolist() == [INF]  # e^-200 is 0
 
     def test_at_most_the_log_of_the_classes(self):
         classes = list(range(5))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import refused
 from safetensors.torch import load_file, save_file
 
 from contrastive import _faiss, neighbours, vectors
@@ -89,6 +90,19 @@ def test_an_index_that_finds_less_fills_up():
     assert bool(missing.any())
     assert bool((found.scores[missing] == -torch.inf).all())
     assert bool((found.ids[:, 0] == torch.arange(300).flip(0)).all())
+
+
+def test_the_largest_id_is_one():
+    gallery = Gallery(torch.eye(2), ids=torch.tensor([5, 2**63 - 1]))
+    assert gallery.search(torch.eye(2), 2).ids.tolist() == [[5, 2**63 - 1], [2**63 - 1, 5]]
+
+
+def test_ids_are_integers():
+    gallery = Gallery(torch.eye(2), ids=torch.tensor([5, 7]))
+    for ids in (torch.tensor([15.7]), torch.tensor([True])):
+        with refused("Gallery.add", "gallery_ids have dtype"):
+            gallery.add(torch.ones(1, 2), ids=ids)
+    assert len(gallery) == 2
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):

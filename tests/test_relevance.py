@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import refused
 
 from contrastive import _faiss, neighbours
 from contrastive.errors import InputError
@@ -282,6 +283,23 @@ def test_what_does_not_fit_is_refused():
         ({"labels": torch.eye(3)[:, :2], "gallery": x + 1, "gallery_labels": [["a"]] * 3}, "a matrix in one of"),
     ]:
         with pytest.raises(InputError, match=f"evaluate_retrieval: {message}"):
+            evaluate_retrieval(x, **options)
+
+
+def test_what_is_of_another_kind_is_refused():
+    """A mask would be read as the ids 0 and 1, 1.7 as 1, a word as its letters."""
+    x = torch.randn(3, 2)
+    for options, message in [
+        ({"relevant": [[False, True, True], [0], []]}, "relevant holds False for query 0, expected integers"),
+        ({"relevant": [[1.7], [0], []]}, "relevant holds 1.7 for query 0"),
+        ({"relevant": [torch.tensor([True, False]), [0], []]}, "relevant holds tensor(True) for query 0"),
+        ({"relevant": [["1"], [0], []]}, "relevant holds '1' for query 0"),
+        ({"labels": [["a"], ["a"], "cat"]}, "row 2 of labels is 'cat', expected a collection"),
+        ({"labels": [0.0, 1.0, 0.0]}, "row 0 of labels is 0.0, expected a collection"),
+        ({"gallery": x + 1, "gallery_labels": [["a"]] * 3}, "labels have one label a row"),
+        ({"labels": [0, 0, 1], "ks": (1.7,)}, "k is 1.7, expected 1 to 2"),
+    ]:
+        with refused("evaluate_retrieval", message):
             evaluate_retrieval(x, **options)
 
 

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive import _faiss, neighbours, retrieval
+from contrastive.assessment import Assessment
 from contrastive.errors import InputError
 from contrastive.intervals import bootstrap_interval
+from contrastive.neighbours import Search
 from contrastive.retrieval import evaluate_retrieval, instance_recall, search
 
 METRICS = ["cosine", "inner_product", "euclidean"]
@@ -234,6 +236,29 @@ def test_the_order_of_near_duplicates(backend):
     distances = (x[:, None].double() - y[ranking.ids].double()).square().sum(2)
     assert bool((distances[:, 1:] > 0.98 * distances[:, :-1]).all())
     assert bool((ranking.scores.diff(dim=1) <= 0).all())
+
+
+@backends
+def test_the_cut_among_near_duplicates(backend):
+    # Fewer are asked for than 2 x.y - |y|^2 cannot tell apart: the nearest must be among them all the same.
+    x = torch.randn(20, 16)
+    steps = 1e-5 * torch.randperm(12) + 1e-5
+    y = (x[:, None] + steps[:, None] * torch.nn.functional.normalize(torch.randn(20, 12, 16), dim=2)).flatten(0, 1)
+    true = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    for k in (1, 5):
+        found = search(x, y, k, metric="euclidean", backend=backend)
+        assert bool((true.gather(1, found.ids)[:, -1:] < 1.02 * true.kthvalue(k, dim=1, keepdim=True).values).all())
+    tight = torch.tensor([[1.0, 0.0], [1.0001, 0.0], [-1.0, 0.0], [-1.0001, 0.0]])
+    found = search(tight, tight, 1, metric="euclidean", backend=backend)
+    assert found.ids.flatten().tolist() == [0, 1, 2, 3]
+    assert found.scores.flatten().tolist() == [0.0] * 4
+    others = search(tight, tight, 3, metric="euclidean", backend=backend, exclude_self=True)
+    assert others.ids[:, 0].tolist() == [1, 0, 3, 2]
+
+
+def test_each_finds_itself_among_near_duplicates():
+    tight = torch.tensor([[1.0, 0.0], [1.0001, 0.0], [-1.0, 0.0], [-1.0001, 0.0]])
+    assert instance_recall(tight, tight, metric="euclidean").mean == {"recall@1": 1.0}
 
 
 def test_precision_of_the_input():
@@ -569,6 +594,17 @@ def test_no_lists_to_search_are_refused():
     x = torch.randn(300, 4)
     with pytest.raises(InputError, match="nprobe is 0, expected at least 1"):
         evaluate_retrieval(x, torch.arange(300) % 7, backend="IVF4,Flat", nprobe=0)
+
+
+@pytest.mark.parametrize("second", [0.9, 0.8])
+def test_what_an_index_does_not_find_votes_for_nothing_whether_others_tie_or_not(second, monkeypatch):
+    x = torch.nn.functional.normalize(torch.randn(12, 4), dim=1)
+    assessment = Assessment("t", x, [0] * 6 + [1] * 6, metrics=("knn@5",), backend="torch")
+    ids = torch.tensor([[1, 2, -1, -1, -1]])
+    scores = torch.tensor([[0.9, second, -torch.inf, -torch.inf, -torch.inf]])
+    monkeypatch.setattr(Search, "approximate", property(lambda _: True))
+    found = assessment._values(assessment.search, slice(0, 1), ids, scores)
+    assert float(found["knn@5"]) == 0.0
 
 
 def test_an_index_that_cannot_be_is_refused():

@@ -259,6 +259,7 @@ def refusals(rank, world):
     for name, asked in {
         "labels": lambda: evaluate_retrieval(shard, labels[own][rank:]),
         "k": lambda: search(shard, shard, 60, exclude_self=True),
+        "own": lambda: search(shard, shard, 6, exclude_self=np.arange(3)),
         "metric": lambda: search(shard, shard, 6, metric="cosin"),
         "index": lambda: search(shard, shard, 6, backend="IVF50,Flat"),
     }.items():
@@ -282,6 +283,7 @@ def test_what_one_rank_refuses_all_refuse():
     assert "rows have dtype torch.int64" in first["integers"]
     assert "rank 1: Shard: 29 labels for 30 rows" in first["labels"]
     assert "k is 60, expected 1 to 59" in first["k"]
+    assert "exclude_self is of type ndarray, expected True, False or a tensor of ids" in first["own"]
     assert "metric is 'cosin'" in first["metric"]
     assert ("index 'IVF50,Flat'" in first["index"]) or not _faiss.available()
 

@@ -66,7 +66,7 @@ def test_strings(tmp_path):
     assert read_labels(tmp_path / "y.npy").tolist() == Y.tolist()
 
 
-@pytest.mark.parametrize("word", ["18446744073709551615", "--5", "\u00b2", "-", "9223372036854775808"])
+@pytest.mark.parametrize("word", ["18446744073709551615", "--5", "\u00b2", "-", "07", "9223372036854775808"])
 def test_labels_that_are_no_integers_of_64_bits_are_names(tmp_path, word):
     (tmp_path / "y.txt").write_text(f"{word}\n7\n{word}\n", encoding="utf-8")
     assert read_labels(tmp_path / "y.txt") == [word, "7", word]

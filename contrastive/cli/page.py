@@ -147,7 +147,11 @@ def write_of_run(
         ks=DEFAULT_KS if ks is None else ks,
     )
     result = assessment.result(assessment.parts())
-    result = replace(result, interval=result.interval | measured.intervals)
+    result = replace(
+        result,
+        interval=result.interval | measured.intervals,
+        class_interval=result.class_interval | measured.class_intervals,
+    )
     figures = {name: value for name, value in measured.figures["encoder"].items() if value is not None}
     words = [data.classes[i] for i in labels.tolist()]
     sides = Items(labels=words, images=data.test.images), None

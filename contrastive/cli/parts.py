@@ -44,6 +44,7 @@ def resumed(
     Raises:
         InputError: for parts of other files or options, or a folder that cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = _folder(out)
@@ -68,7 +69,7 @@ def resumed(
             save_tensors(folder / f"{done:012}.safetensors", part)
             done += len(part["tied"])
             yield part
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"--resume: {folder} cannot be used: {error}") from error
 
 
