@@ -570,10 +570,11 @@ def own_rows(
     """
     if isinstance(exclude_self, bool):
         return torch.arange(len(queries), device=queries.device) if exclude_self else None
-    if not isinstance(exclude_self, Tensor):
-        kind = type(exclude_self).__name__
+    given: object = exclude_self
+    if not isinstance(given, Tensor):
+        kind = type(given).__name__
         raise InputError(f"{function}: exclude_self is of type {kind}, expected True, False or a tensor of ids")
-    own = exclude_self.detach().to(queries.device)
+    own = given.detach().to(queries.device)
     if own.is_floating_point() or own.is_complex() or own.dtype == torch.bool or own.shape != queries.shape[:1]:
         raise InputError(
             f"{function}: exclude_self has dtype {own.dtype} and shape {tuple(own.shape)}, "

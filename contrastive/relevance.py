@@ -415,7 +415,7 @@ def _indicators(function: str, sets: Sequence[tuple[str, Labels | None]]) -> lis
     # Collections, for matrices have returned: mypy does not see that.
     rows: list[list[list[Any]]] = []
     for name, labels in sets:
-        for place, row in enumerate(labels or ()):  # type: ignore[arg-type]
+        for place, row in enumerate(labels or ()):
             if isinstance(row, str | bytes) or not isinstance(row, Iterable):
                 raise InputError(
                     f"{function}: row {place} of {name} is {row!r}, expected a collection of labels, as other rows have"

@@ -382,8 +382,9 @@ def search_shards(
     if exclude_self is True:
         own = torch.arange(len(x), device=gallery.device)
     elif exclude_self is not False:
-        given = isinstance(exclude_self, Tensor) and isinstance(x, Shard)
-        ids = x.of_every_row("exclude_self", exclude_self) if given else exclude_self
+        ids: bool | Tensor = exclude_self
+        if isinstance(x, Shard) and isinstance(exclude_self, Tensor):
+            ids = x.of_every_row("exclude_self", exclude_self)
         own = own_rows(function, ids, torch.empty(len(x), 0, device=gallery.device), len(gallery), gallery.ids)
     largest = len(gallery) - (own is not None)
     if isinstance(k, bool) or not 1 <= k <= largest:
