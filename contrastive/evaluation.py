@@ -394,7 +394,10 @@ def hard_negatives(
 
 
 def calibrate(encoder: nn.Module, images: UInt8[Tensor, "n c h w"]) -> None:
-    """Gives an untrained encoder's batch norms the statistics of the images: the baseline is not handicapped.
+    """Moves an untrained encoder's batch norms to the statistics of the images: the baseline is not handicapped.
+
+    By at most ten batches of 500 at the momentum that training has, two thirds of the way at 0.1. (All of it, by their mean,
+    reads one to two points less by a linear probe of MNIST, and about the same by nearest neighbours.)
 
     Arguments:
         encoder: changed in place; weights stay.
