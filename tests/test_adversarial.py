@@ -129,11 +129,16 @@ class TestStatistics:
             raise ZeroDivisionError
         assert net[1].track_running_stats
 
-    def test_those_of_all_ranks_are_among_them(self):
+    @pytest.mark.parametrize("world", [1, 2])
+    def test_those_of_all_ranks_are_among_them(self, monkeypatch, world):
+        monkeypatch.setattr("contrastive.norms.world_size", lambda: world)
+        monkeypatch.setattr("contrastive.norms.sum_over_ranks", lambda value: value)  # the other rank has no rows
         net = global_batch_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
         with untracked_statistics(net):
             net(torch.randn(4, 2) + 100)
         assert torch.equal(net[1].running_mean, torch.zeros(2))
+        net(torch.randn(4, 2) + 100)
+        assert not torch.equal(net[1].running_mean, torch.zeros(2))
 
     def test_norms_without_statistics_stay_so(self):
         norm = nn.BatchNorm1d(2, track_running_stats=False)
