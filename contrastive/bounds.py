@@ -115,7 +115,7 @@ def infonce_bound(
     Arguments:
         scores: held-out pairs scored by the critic. An absent candidate (:math:`-\infty`) does not count towards K, a
             row of nothing else (padding) not towards the mean. Which ones are absent may depend on neither data nor
-            scores: self pairs and padding do not, candidates of the anchor's label do.
+            scores: padding does not, candidates of the anchor's label do.
         targets: as in `contrastive.kpair_loss`.
         miner: the miner whose weighted loss is evaluated; its declared `facts` decide. None: uniform.
         independent: whether the negatives are drawn independently of the anchor, given its positive, from the

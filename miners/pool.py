@@ -53,7 +53,8 @@ class PoolProposal:
         pool: cheap or stale embeddings of the candidates; where each is the positive of at most one anchor of a batch.
         top: R, how many candidates of an anchor are proposed by their scores; None: all (the matrix of anchors by pool
             is formed, and M is at most 2^24).
-        uniform: a in (0, 1], the share drawn from anywhere in the pool. It keeps the weights below 1/a.
+        uniform: a in (0, 1], the share drawn from anywhere in the pool. It keeps the weights below 1/a (of shared draws
+            below :math:`M / ((M - n + 1) a)`).
         temperature: :math:`\tau`, of the proposal alone.
         metric: of the scores, as in `contrastive.search`.
 

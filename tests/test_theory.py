@@ -369,6 +369,17 @@ class TestTheoremA:
 
         assert math.log(2) - 1e-2 < climb(value, 2, 4, steps=200) <= math.log(2) + 1e-12
 
+    def test_an_epoch_whose_views_are_drawn_anew(self):
+        # Two images, both in every batch; x says which one, y is a fair bit of the first and 0 of the second.
+        critic = torch.tensor([[0.0, 50.0], [0.0, -50.0]], dtype=torch.float64)
+        losses = [kpair_loss(critic[:, torch.tensor([bit, 0])]).mean() for bit in (0, 1)]
+        value = math.log(2) - float(sum(losses)) / 2
+        joint = torch.tensor([[0.25, 0.25], [0.5, 0.0]], dtype=torch.float64)
+        information = Channel(joint, 1).information
+        assert value == pytest.approx(math.log(2) / 2, abs=1e-12)
+        assert information == pytest.approx(0.2158, abs=1e-4)
+        assert value > information
+
     def test_negatives_that_share_what_the_anchor_tells(self):
         # Z = g(X) is the upper bit of X; the negatives are drawn from p(y | Z): a bound on I(X;Y|Z) and so on I(X;Y).
         joint, bit = joint_of(4), torch.tensor([0, 0, 1, 1])

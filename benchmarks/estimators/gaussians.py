@@ -90,12 +90,14 @@ def by_neighbours(family: str, seed: int) -> dict[str, Any]:
 
 def table(family: str) -> str:
     """Means over seeds, and the deviation of a batch in parentheses."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
     for line in lines.read(RESULTS):
-        if line["experiment"] == "gaussians" and line["config"]["family"] == family:
-            found.setdefault(line["config"]["arm"], []).append(line)
+        config = line["config"]
+        if line["experiment"] == "gaussians" and config["family"] == family:
+            found.setdefault((config["arm"], config.get("steps")), []).append(line)
+    several = len({steps for _, steps in found if steps is not None}) > 1
     rows = [[family, "claim", "seeds", *map(str, SCHEDULE)]]
-    for arm, runs in found.items():
+    for (arm, steps), runs in found.items():
         good = [run for run in runs if run["status"] == "ok"]
         cells = []
         for information in SCHEDULE:
@@ -106,7 +108,7 @@ def table(family: str) -> str:
             # The t-interval of 200 batches is 1.97 deviations of a batch, over the root of 200.
             cells.append(cell + (f" ({statistics.fmean(widths) * BATCHES**0.5 / 1.97:.2f})" if widths else ""))
         first = good[0]["levels"]["2"] if good else {}
-        rows.append([arm, first.get("claim", "failed"), str(len(good)), *cells])
+        rows.append([f"{arm}, {steps} steps" if several and steps else arm, first.get("claim", "failed"), str(len(good)), *cells])
     return lines.markdown(rows)
 
 

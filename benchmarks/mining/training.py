@@ -14,6 +14,7 @@ from contrastive import Cosine, KPairLoss, evaluate_retrieval, infonce_bound, pa
 from contrastive.batches import Batches, derived_seed
 from contrastive.data import ImageData, ImageSplit, channel_statistics, cifar10, fashion_mnist, omniglot
 from contrastive.encoders import Recipe, build
+from contrastive.pairings import bound, two_views
 from contrastive.probing import knn_accuracy, linear_accuracy
 from contrastive.retrieval import instance_recall
 from contrastive.scores import partners, without_self
@@ -110,7 +111,7 @@ def run(task: Task, arm: Arm, temperature: float, seed: int, steps: int | None =
     for step in range(steps):
         images, labels = next(batches)
         torch.manual_seed(derived_seed(seed, step))  # the views' draws; a miner draws after them
-        x, y = _two(task, arm, images)
+        x, y = _two(task, images)
         z = model(task.view(torch.cat([x, y]) / 255))
         weigh = miner.at(step) if isinstance(miner, Miner) else miner
         if arm.all_positives:
@@ -176,7 +177,7 @@ def _images(task: Task, seed: int) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]
             yield images, (ids, ids)
 
 
-def _two(task: Task, arm: Arm, images: Tensor) -> tuple[Tensor, Tensor]:
+def _two(task: Task, images: Tensor) -> tuple[Tensor, Tensor]:
     """What becomes the two sides: two images of a class, or an image twice."""
     return (images[0::2], images[1::2]) if task.by_class else (images, images)
 
@@ -293,10 +294,16 @@ def _bounds(critic: Cosine, arm: Arm, miner: object, pairs: list[tuple[Tensor, T
     bounds = [infonce_bound(critic(x, y)) for x, y in pairs]
     # Keys of older encoders, classes chosen for being near and several positives lie outside every theorem.
     independent = not (arm.queue or arm.near_classes or arm.all_positives)
-    mined = infonce_bound(critic(*pairs[0]), miner=miner, independent=independent)
+    x, y = pairs[0]
+    if arm.intra_view:  # rows of both views, where negatives come in groups
+        both, images = torch.cat([x, y]), torch.arange(len(x), device=x.device).repeat(2)
+        mined = bound(critic(both, both), two_views(images, images), miner=miner)
+        status = mined.status if independent else "not a bound"
+    else:
+        status = infonce_bound(critic(x, y), miner=miner, independent=independent).status
     return {
         "test_bound": sum(bound.value for bound in bounds) / len(bounds),
         "bound_status": bounds[0].status,
         "bound_cap": bounds[0].cap,
-        "loss_status": "not a bound" if arm.linear else mined.status,  # no log-sum, so nothing to take from log K
+        "loss_status": "not a bound" if arm.linear else status,  # no log-sum, so nothing to take from log K
     }
