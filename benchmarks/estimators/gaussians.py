@@ -108,7 +108,14 @@ def table(family: str) -> str:
             # The t-interval of 200 batches is 1.97 deviations of a batch, over the root of 200.
             cells.append(cell + (f" ({statistics.fmean(widths) * BATCHES**0.5 / 1.97:.2f})" if widths else ""))
         first = good[0]["levels"]["2"] if good else {}
-        rows.append([f"{arm}, {steps} steps" if several and steps else arm, first.get("claim", "failed"), str(len(good)), *cells])
+        rows.append(
+            [
+                f"{arm}, {steps} steps" if several and steps else arm,
+                first.get("claim", "failed"),
+                str(len(good)),
+                *cells,
+            ]
+        )
     return lines.markdown(rows)
 
 
