@@ -435,9 +435,9 @@ class Search:
             again = self._filtered(x[left], y, k, None if own is None else own[left], first, squares)
             scores[left], ids[left] = again
         elif len(left):
-            find = _torch_top if squares is None else partial(_by_distance, _torch_top)
-            of_left = find(x[left], y, k, self.target, squares, None if own is None else own[left])
-            scores[left], ids[left] = of_left
+            of_left = None if own is None else own[left]
+            found = _torch_top(x[left], y, k, self.target, squares, of_left, by_distance=squares is not None)
+            scores[left], ids[left] = found
         return scores, ids
 
     def _by_index(self, part: slice, k: int) -> tuple[Tensor, Tensor]:

@@ -420,7 +420,7 @@ def _indicators(function: str, sets: Sequence[tuple[str, Labels | None]]) -> lis
                 raise InputError(
                     f"{function}: row {place} of {name} is {row!r}, expected a collection of labels, as other rows have"
                 )
-        rows.append([list(row) for row in labels or ()])  # type: ignore[arg-type]
+        rows.append([list(row) for row in labels or ()])  # type: ignore[arg-type]  # every row was looked at above
     words = {word for of_set in rows for row in of_set for word in row}
     if len({isinstance(word, str) for word in words}) > 1:
         raise InputError(f"{function}: label sets hold strings and integers, expected one kind")

@@ -114,8 +114,11 @@ def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) ->
         return keep_columns(scores, targets, _drawn_one(scores, targets, log_weights.detach()))
     # In one order, whatever the strides of the scores; torch's own exponential draws take four times as long.
     noise = scores.new_empty(scores.shape).uniform_()
-    # Noise of exactly 0 becomes a key of -inf, which counts as a weight of 0; +inf would be drawn for sure.
-    keys = noise if log_weights is None else log_weights.detach() - noise.log().neg_().log_()
+    if log_weights is None:
+        keys = noise.neg()
+    else:  # noise of exactly 0 would make an infinite key, which is drawn whatever its weight is
+        waits = (1 - noise).log_().neg_().clamp_min_(torch.finfo(noise.dtype).tiny)
+        keys = log_weights.detach() - waits.log_()
     k = min(k, scores.shape[1])
     if log_weights is None:
         keys = keys.masked_fill_(~negatives(scores, targets), -torch.inf)
@@ -124,7 +127,7 @@ def draw(scores: Tensor, targets: Tensor, log_weights: Tensor | None, k: int) ->
     if not eager_on_cpu(scores) or bool((keys.gather(1, columns) == -torch.inf).any()):
         weighted = keys != -torch.inf
         least = keys.masked_fill(~weighted, torch.inf).amin(1, keepdim=True)
-        keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - (1 - noise))
+        keys = torch.where(weighted, keys, least.masked_fill(least == torch.inf, 0.0) - noise)
         columns = columns_of_largest(keys.masked_fill_(~negatives(scores, targets), -torch.inf), k)
     return keep_columns(scores, targets, columns)
 

@@ -116,7 +116,9 @@ def test_what_crowds_is_ranked_by_torch(metric, monkeypatch):
     monkeypatch.setattr(_faiss, "gpu_count", lambda: 0)
     settled = []
     rank = neighbours._torch_top
-    monkeypatch.setattr(neighbours, "_torch_top", lambda x, *rest: settled.append(len(x)) or rank(x, *rest))
+    monkeypatch.setattr(
+        neighbours, "_torch_top", lambda x, *rest, **more: settled.append(len(x)) or rank(x, *rest, **more)
+    )
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1400, 8, generator=generator)
     x[200:900] = x[200]  # half of it collapsed
