@@ -497,8 +497,7 @@ class Search:
                 of_z = None if squares is None else filled_up(squares[first : first + width], width)
                 scores = similarity(x, filled_up(z, width), self.target.metric, of_z)[:, : len(z)]
                 if squares is not None:
-                    ids = torch.arange(len(z), device=x.device).expand(len(x), -1)
-                    scores = distances(x, z, scores, ids)
+                    scores = distances(x, z, scores)
                 _leave_out(scores, own, start + first)
                 yield torch.arange(start + first, start + first + len(z), device=x.device), scores
 
@@ -778,8 +777,7 @@ def _torch_top(
         for place, i in enumerate(starts):
             scores = similarity(x[i : i + height], z, target.metric, of_z, out=out)[:, :columns]
             if by_distance:
-                ids = torch.arange(columns, device=x.device).expand(len(scores), -1)
-                scores = distances(x[i : i + height], z, scores, ids)
+                scores = distances(x[i : i + height], z, scores)
             _leave_out(scores, None if own is None else own[i : i + height], first)
             best[place] = with_block(best[place], scores, first, k)
     found = [part for part in best if part is not None]
@@ -872,7 +870,10 @@ def _as_distances(x: Tensor, y: Tensor, scores: Tensor, ids: Tensor) -> tuple[Te
 
 
 def distances(
-    x: Float[Tensor, "s dim"], y: Float[Tensor, "items dim"], scores: Float[Tensor, "s k"], ids: Int64[Tensor, "s k"]
+    x: Float[Tensor, "s dim"],
+    y: Float[Tensor, "items dim"],
+    scores: Float[Tensor, "s k"],
+    ids: Int64[Tensor, "s k"] | None = None,
 ) -> Float[Tensor, "s k"]:
     """Turns 2 x.y - |y|^2 into -|x - y|^2; where these cancel, as between near duplicates, it is computed anew.
 
@@ -880,12 +881,13 @@ def distances(
         x: queries.
         y: items.
         scores: of `similarity`.
-        ids: which items these are of.
+        ids: which items these are of; None: of the first, the second, ...
     """
     row, column = _cancels(x, scores).nonzero(as_tuple=True)
     scores = scores - x.square().sum(1, keepdim=True)
     step = max(1, BLOCK // x.shape[1])
     for first in range(0, len(row), step):
         i, j = row[first : first + step], column[first : first + step]
-        scores[i, j] = (x[i] - y[ids[i, j]]).square().sum(1).neg() + 0.0
+        item = j if ids is None else ids[i, j]
+        scores[i, j] = (x[i] - y[item]).square().sum(1).neg() + 0.0
     return scores.clamp_max(0.0)

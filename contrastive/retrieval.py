@@ -325,6 +325,4 @@ def instance_recall(
 def _all_scores(x: Tensor, y: Tensor, side: int, metric: Metric) -> Tensor:
     """As `search` scores: by distances where those are asked for, which near duplicates are told apart by."""
     scores = similarity(x, filled_up(y, side), metric)[:, : len(y)]
-    if metric != "euclidean":
-        return scores
-    return distances(x, y, scores, torch.arange(len(y), device=x.device).expand(len(x), -1))
+    return distances(x, y, scores) if metric == "euclidean" else scores
