@@ -1,7 +1,9 @@
 """What the experiments share: one line a run in a file, the interval over seeds, tables of markdown."""
 
+import errno
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -13,10 +15,15 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
+import torch
 from filelock import FileLock
 from scipy import stats
 
-__all__ = ["append", "commit", "half_width", "lock", "markdown", "provenance", "read", "run"]
+__all__ = ["append", "commit", "half_width", "is_of_the_machine", "lock", "markdown", "provenance", "read", "run"]
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE
+}  # fmt: skip
 
 
 def lock(path: Path, what: str = "") -> FileLock:
@@ -50,15 +57,46 @@ def append(path: Path, line: dict[str, Any]) -> None:
         path: of the lines.
         line: what a run found.
     """
-    with lock(path), path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    with lock(path):
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError:  # a full disk: half a line would spoil the file
+            if path.exists():
+                os.truncate(path, before)
+            raise
 
 
 @cache
 def commit() -> str:
-    """The commit that was checked out when it was first asked for, shortened: later ones are not what runs."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    """The commit that was checked out when it was first asked for, shortened: later ones are not what runs.
+
+    Python files of it that were changed since are told by a hash of the changes.
+    """
+    changes = _git("diff", "HEAD", "--", ":(top,glob)**/*.py")
+    changed = f"-changed-{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else ""
+    return _git("rev-parse", "--short", "HEAD") + changed
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether the disk or the memory was full, or failed, and not the run: it is worth to be tried again.
+
+    Arguments:
+        error: what was raised.
+    """
+    while error is not None:
+        # torch's own are RuntimeErrors: an accelerator's, and the processor's.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return True
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            return True
+        error = error.__cause__
+    return False
 
 
 def run(
@@ -70,7 +108,7 @@ def run(
     *,
     packages: Sequence[str] = ("torch", "kpair"),
 ) -> None:
-    """Runs `work` unless its line is there, and appends the line; a failed run stays.
+    """Runs `work` unless its line is there, and appends the line; a failed run stays, unless the machine failed.
 
     Arguments:
         path: of the lines.
@@ -87,7 +125,9 @@ def run(
     by, start = commit(), time.perf_counter()
     try:
         line |= {"status": "ok", **work()}
-    except Exception:
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
         line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
     line |= {"seconds": round(time.perf_counter() - start, 1), "commit": by}
     line["versions"] = {name: version(name) for name in packages}

@@ -199,7 +199,7 @@ def _others(count: int, path: Path) -> Iterator[None]:
 
 
 def attempt(run: Run, tick: Tick) -> dict[str, Any]:
-    """The line of a run; one that failed says why, and the others go on.
+    """The line of a run; one that failed says why, and the others go on. Where the machine failed there is no line.
 
     What the work calls ``earlier`` are the seconds of attempts that were interrupted; they count.
 
@@ -211,7 +211,9 @@ def attempt(run: Run, tick: Tick) -> dict[str, Any]:
     by, start, cpu = lines.commit(), time.perf_counter(), time.process_time()
     try:
         line |= {"status": "ok", **run.work(tick)}
-    except Exception:
+    except Exception as error:
+        if lines.is_of_the_machine(error):
+            raise
         line |= {"status": "failed", "error": traceback.format_exc().splitlines()[-1]}
     used = environment(run.seed)
     hardware = {key: used.pop(key) for key in ("system", "processor", "cores", "memory", "threads", "accelerator")}
@@ -276,7 +278,7 @@ def parsed(made: argparse.ArgumentParser, seeds: dict[str, int], given: Sequence
     options = made.parse_args(given)
     if options.seeds is None:
         options.seeds = seeds[options.preset]
-    for name in ("seeds", "processes"):
+    for name in ("seeds", "processes", "threads"):
         if getattr(options, name) < 1:
             made.error(f"--{name} {getattr(options, name)}: expected at least 1")
     torch.set_num_threads(options.threads)

@@ -68,8 +68,9 @@ def kept(results: Path, key: str, work: Callable[[UnderWay], dict[str, Any]]) ->
     keep = UnderWay(results.with_suffix(f".{name}.under-way.ckpt"), f"{key} by {lines.commit()}")
     try:
         found = work(keep)
-    except Exception:  # a failed run starts anew; an interrupted one does not come here
-        keep.forget()
+    except Exception as error:  # a failed run starts anew; an interrupted one does not come here
+        if not lines.is_of_the_machine(error):
+            keep.forget()
         raise
     keep.forget()
     return {**found, "earlier": keep.earlier}

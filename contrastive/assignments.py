@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive.factors import product
 from contrastive.rows import logsumexp_or
 from contrastive.scores import as_float32, eager_on_cpu
 
@@ -85,7 +86,7 @@ def discrete_information(
         )
     # A sum of products that are not negative keeps its digits outside log space, too; what underflows is mass below
     # 1e-38, and adds nothing.
-    joint = log_p.exp().T @ log_q.exp() / len(log_p)
+    joint = product(log_p.exp().T, log_q.exp().T) / len(log_p)
     if symmetric:
         joint = (joint + joint.T) / 2
     inner = _log(joint) - lam * _log(joint.sum(1, keepdim=True)) - lam * _log(joint.sum(0, keepdim=True))

@@ -173,12 +173,13 @@ class EpochBatches(Sampler[list[Any]]):
         """The batches of a loader that are left of this epoch; each counts as taken when it is handed out.
 
         The global generator is as it was when the first is asked for: a `DataLoader` draws from it, which a resumed
-        run would do once more.
+        run would do once more. What it draws, the seeds of its workers, is another for every epoch.
 
         Arguments:
             loader: a `DataLoader` with this sampler as its `batch_sampler`.
         """
         before = torch.get_rng_state()
+        torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, self.given, self.rank))
         batches = iter(loader)
         torch.set_rng_state(before)
         for batch in batches:

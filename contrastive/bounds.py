@@ -75,7 +75,7 @@ class Bound:
 
     Arguments:
         value: the estimate; nan where no constant turns the loss into nats.
-        cap: the largest value it can take: log K for InfoNCE, infinity where there is none.
+        cap: the most that its expectation can be, for InfoNCE every batch's value: log K; infinity where there is none.
         status: whether its expectation bounds I(X;Y), from the side that `direction` says.
         constant: what was added to minus the loss; nan where nothing may be.
         reason: why, in one sentence.
@@ -283,7 +283,7 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
         targets: as in `infonce_bound`.
 
     Returns:
-        A bound without a cap; its variance grows like :math:`e^I`.
+        A bound without a cap; at its optimum its variance is at least :math:`(e^I - 1)/N` of N independent negatives.
 
     Raises:
         ValueError: as `contrastive.kpair_loss`, and for a matrix without negatives.

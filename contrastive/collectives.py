@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["Group", "gather_rows", "mean_over_ranks", "padded", "rank_of", "row_counts", "sum_over_ranks", "world_size"]
 
@@ -148,7 +149,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Sum.forward(ctx, gradient, ctx.group), None
+        return _Sum.apply(gradient, ctx.group), None  # a function of all ranks' gradients, as a second derivative needs
 
 
 class _Gather(torch.autograd.Function):
@@ -162,6 +163,7 @@ class _Gather(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         asked = zip(gradients, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(_sum_of_shares(g, ctx.lengths, ctx.group) if a else None for g, a in asked)

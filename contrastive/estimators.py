@@ -144,8 +144,8 @@ class Mine(nn.Module):
         moved = torch.logaddexp(kept + before, math.log1p(-self.decay) + now)
         average = torch.where(torch.isnan(before), now, moved)
         value = cells.checked(cells.joint() - torch.exp(log_marginal - average))
-        if self.training:  # not by a batch that was refused: the average would never recover
-            self.log_average.copy_(average)
+        if self.training:  # not by a batch that was refused, nor that has no number: the average would never recover
+            self.log_average.copy_(torch.where(torch.isfinite(now), average, before))
         return value
 
     def extra_repr(self) -> str:  # noqa: D102

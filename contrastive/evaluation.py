@@ -27,6 +27,7 @@ from contrastive.probing import knn_accuracy, linear_accuracy, mlp_accuracy
 from contrastive.report import HardNegatives, Neighbours
 from contrastive.retrieval import evaluate_retrieval, instance_recall, search
 from contrastive.scores import WeighsNegatives
+from contrastive.wrappers import in_evaluation_mode
 
 __all__ = [
     "Evaluation",
@@ -418,12 +419,8 @@ def _evaluating(model: Callable[..., Tensor]) -> Iterator[torch.device]:
         if not isinstance(model, nn.Module):
             yield torch.device("cpu")
             return
-        training = model.training
-        model.eval()
-        try:
+        with in_evaluation_mode(model):
             yield _device(model)
-        finally:
-            model.train(training)
 
 
 def _device(module: nn.Module) -> torch.device:

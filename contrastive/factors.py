@@ -173,7 +173,8 @@ def normalize(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
     nonzero = largest != 0  # a NaN is not zero: the row stays broken, and a loss names it
     scaled = x / largest.masked_fill(~nonzero, 1.0)
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).masked_fill(~nonzero, 1.0)
+    # Of ones instead of zeros: the second derivative of a length is not a number at 0.
+    length = torch.linalg.vector_norm(scaled.masked_fill(~nonzero, 1.0), dim=-1, keepdim=True)
     return torch.where(nonzero, scaled / length, 0.0)
 
 

@@ -268,9 +268,10 @@ class Target:
             first: where the block begins.
             y: of `block`.
         """
-        if self._coded is None or self._coded[0] != first:
-            self._coded = first, Codes.of(y, self.metric, self._code)
-        return self._coded[1]
+        coded = self._coded  # another thread may search, too
+        if coded is None or coded[0] != first:
+            coded = self._coded = first, Codes.of(y, self.metric, self._code)
+        return coded[1]
 
     def codes_in_float32(self) -> bool:
         """Takes codes of float32 from now on; says whether they had been others."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from contrastive.pairings import Pairing
 from contrastive.relatives import sigmoid_loss
-from contrastive.scores import WeighsNegatives
+from contrastive.scores import WeighsNegatives, as_float32
 
 __all__ = ["NoiseContrast"]
 
@@ -70,14 +70,15 @@ class NoiseContrast(nn.Module):
         """
         if miner is not None:
             raise ValueError(f"NoiseContrast: its negatives must be drawn from the noise, but got the miner {miner!r}")
-        scores = pairing.masked(scores)
+        scores = as_float32(pairing.masked(scores))
         present = scores.detach() > -torch.inf
         now = torch.logsumexp(scores.detach().flatten(), 0) - present.sum().log()
         before = self.log_average
         kept = math.log(self.decay) if self.decay else -math.inf
         moved = torch.logaddexp(kept + before, math.log1p(-self.decay) + now)
         average = torch.where(torch.isnan(before), now, moved)
-        if self.training:
-            self.log_average.copy_(average)
         negatives = present.sum(1).double().mean().to(scores.dtype) - 1
-        return sigmoid_loss(scores, pairing.targets, bias=-(average + negatives.log()))
+        loss = sigmoid_loss(scores, pairing.targets, bias=-(average + negatives.log()))
+        if self.training:  # not by scores that were refused, nor that are no numbers: it would never recover
+            self.log_average.copy_(torch.where(torch.isfinite(now), average, before))
+        return loss

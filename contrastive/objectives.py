@@ -72,12 +72,13 @@ def kpair_loss(
         scores: :math:`s_{ij}` of anchor i and candidate j, temperature applied; an absent candidate
             is :math:`-\infty`. Half precision is computed in float32.
         targets: column of each anchor's positive; None means column i for anchor i.
-        log_weights: :math:`\log w_{ij}`, 0 at the target; None means no mining. Gradients flow
+        log_weights: :math:`\log w_{ij}`; None means no mining. At the target 0, unless a known proposal is undone
+            (`miners.importance`, `miners.PoolProposal`): its weight then stands in the sum too. Gradients flow
             through them: see `miners.detached`.
 
     Returns:
         The loss of each anchor, in nats. A row without any candidate (all :math:`-\infty`) is
-        padding, and a row with nothing but its positive is solved: both give 0 with gradient 0.
+        padding and gives 0 with gradient 0; so does a row with nothing but its positive, of weight 1.
 
     Raises:
         ValueError: for shapes and dtypes that do not fit, an absent target in a row that has other
@@ -297,8 +298,8 @@ def pairwise_loss(
         L_i = \frac{\sum_{j \ne t(i)} w_{ij}\, \ell(s_{ij} - s_{i,t(i)})}{\sum_{j \ne t(i)} w_{ij}}
 
     With `softplus` (the default) every term is a K-pair loss with K = 2; with
-    ``lambda d: torch.relu(d + margin)`` it is the hinge triplet loss. A mean of K = 2 losses is never
-    more than `kpair_loss`: another aggregation, not another weighting.
+    ``lambda d: torch.relu(d + margin)`` it is the hinge triplet loss. Unweighted, a mean of K = 2 losses is
+    never more than `kpair_loss`: another aggregation, not another weighting.
 
     Arguments:
         scores: as in `kpair_loss`.

@@ -153,9 +153,11 @@ def bound(
     if count is None:
         return _none(pairing.reason)
     masked = pairing.masked(scores.detach())
-    single = targets.dtype != torch.bool
-    if single and bool(((masked > -torch.inf).sum(1) == count).all()):
-        return infonce_bound(masked, targets, miner=miner)
+    meant = torch.ones_like(masked, dtype=torch.bool) if pairing.absent is None else ~pairing.absent
+    if targets.dtype != torch.bool and bool((meant.sum(1) == count).all()):
+        return infonce_bound(masked, targets, miner=miner)  # counts what is present
+    if bool((meant & (masked == -torch.inf)).any()):
+        return _none("candidates of the pairing are absent (padding): how many are independent is not known")
     if miner is not None:
         return _none(f"{miner!r} weighs negatives that come in groups: no theorem covers it")
     loss = float(contrast(scores.detach(), pairing).double().mean())
@@ -187,7 +189,9 @@ def in_batch(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " candida
     """
     _check_equal("in_batch", anchors, candidates)
     own = torch.arange(len(anchors), device=anchors.device)
-    alone = _count(candidates) == len(candidates)
+    # Of candidates that all differ an anchor's group may be its own candidate's only.
+    elsewhere = torch.isin(anchors, candidates) & (anchors != candidates)
+    alone = _count(candidates) == len(candidates) and not bool(elsewhere.any())
     reason = (
         "the other pairs of a batch are independent: log K - L is a lower bound (theorem A)"
         if alone
@@ -207,7 +211,7 @@ def two_views(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " candid
         candidates: the same.
 
     Raises:
-        ValueError: for an odd number of rows, or halves that differ.
+        ValueError: for an odd number of rows, halves that differ, or candidates that differ from the anchors.
 
     Example:
         >>> two_views(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 0, 1])).targets
@@ -215,6 +219,8 @@ def two_views(anchors: Int[Tensor, " anchors"], candidates: Int[Tensor, " candid
     """
     _check_equal("two_views", anchors, candidates)
     half = len(anchors) // 2
+    if not torch.equal(anchors, candidates):
+        raise ValueError("two_views: anchors and candidates are of different groups, expected the same rows")
     if len(anchors) % 2 or not torch.equal(anchors[:half], anchors[half:]):
         raise ValueError(
             f"two_views: got {len(anchors)} rows, expected the first views of all images and then their second views"

@@ -42,8 +42,8 @@ def ovo_loss(
     .. math::
         L_i = \sum_{j \ne t(i)} w_{ij} \log\bigl(1 + e^{s_{ij} - s_{i,t(i)}}\bigr)
 
-    It is `pairwise_loss` as a sum instead of a mean, and never less than the unweighted `kpair_loss`:
-    :math:`\prod_j (1 + a_j) \ge 1 + \sum_j a_j`. With one negative all three are equal.
+    It is `pairwise_loss` as a sum instead of a mean. Unweighted, it is never less than `kpair_loss`,
+    :math:`\prod_j (1 + a_j) \ge 1 + \sum_j a_j`, and with one negative all three are equal.
 
     Arguments:
         scores: as in `kpair_loss`.

@@ -281,7 +281,14 @@ class Judged(Relevance):
                     grades[query * size + row] = grade
         order = sorted(grades)
         keys = torch.tensor(order, dtype=torch.int64, device=device)
-        values = torch.tensor([grades[key] for key in order], dtype=torch.float32, device=device)
+        values = torch.tensor([grades[key] for key in order], dtype=torch.float64).float().to(device)
+        lost = (values == 0) | values.isinf()
+        if bool(lost.any()):
+            key = order[int(lost.nonzero()[0])]
+            raise InputError(
+                f"{function}: relevant grades an item of query {key // size} with {grades[key]}, "
+                "expected 0 or a number between 1e-45 and 3e38, as float32 holds it"
+            )
         total = torch.div(keys, size, rounding_mode="floor").bincount(minlength=queries)
         return cls(keys, values, total, size)
 

@@ -10,8 +10,8 @@ name            what                                     rule
                 temperature applied
 ``targets``     ``Int[anchors]``, the column of each     default: the diagonal
                 anchor's positive
-``log_weights`` shape of ``scores``,                     0 at the target; 0 everywhere: no mining;
-                :math:`\log w_{ij}` of each negative     :math:`-\infty`: dropped
+``log_weights`` shape of ``scores``,                     0 everywhere: no mining; :math:`-\infty`: dropped;
+                :math:`\log w_{ij}`                      at the target 0, but where a proposal is undone
 =============== ======================================== =================================================
 
 A *miner* is any callable ``(scores, targets, *, anchors=None) -> log_weights``.
@@ -24,6 +24,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from contrastive._handwritten import seen_through
 
 __all__ = [
     "MiningFacts",
@@ -332,8 +334,8 @@ def checked_temperature(function: str, temperature: float) -> float:
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Whether a check of values is cheap: on an accelerator it would wait, in a compiled graph it would break it."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a check of values is cheap: on an accelerator it would wait, a compiled graph or a transform breaks."""
+    return x.device.type == "cpu" and not seen_through()
 
 
 def target_scores(

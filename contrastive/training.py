@@ -38,6 +38,7 @@ from contrastive.files import save_tensors
 from contrastive.launch import RefusedByAll, launched
 from contrastive.norms import global_batch_norms
 from contrastive.randomness import seed_everything
+from contrastive.wrappers import in_evaluation_mode
 
 __all__ = ["CheckedFiles", "FitResult", "fit", "read_history"]
 
@@ -135,7 +136,8 @@ def fit(
             ends the training. In float16 gradients are left to Lightning's scaler, which skips in silence.
 
     Returns:
-        Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode.
+        Cost and final loss. `encoder`, `projector` and `criterion` are left trained, in evaluation mode. Modules that
+        are in evaluation mode within one that is not, such as frozen batch norms, stay in it throughout.
 
     Raises:
         InputError: for a batch larger than the data; for a step that is not finite and may not be skipped, or that the
@@ -183,7 +185,11 @@ def fit(
         chunk,
         skip_steps,
     )
-    model.train()  # Lightning leaves the modes as it finds them
+    # Lightning leaves the modes as it finds them. What was frozen within a part that trains stays so.
+    frozen = [m for part in (encoder, projector, criterion) if part.training for m in part.modules() if not m.training]
+    model.train()
+    for module in frozen:
+        module.training = False
     if chunk is not None:
         try:
             refuse_what_joins_rows(nn.ModuleList([encoder, projector]))
@@ -373,13 +379,11 @@ class _TwoViews(pl.LightningModule):
         self.measured_at = self.global_step
         if self.each_epoch is None or rank_of():
             return
-        self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), in_evaluation_mode(self):
                 measured = self.each_epoch()
         except ValueError as error:  # weights that are finite and huge
             raise self._failure(f"measured after the epoch: {error}") from error
-        self.train()
         self._record(measured, step=self.global_step - 1)
 
     def configure_optimizers(self) -> Any:

@@ -1,6 +1,7 @@
 """Wrappers: what systems put around an encoder. A slow copy, a head, a masked context, norms that leak nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -8,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["ResidualHead", "RowContext", "in_shuffled_parts", "momentum_copy", "refuse_batch_norm"]
+__all__ = [
+    "ResidualHead",
+    "RowContext",
+    "in_evaluation_mode",
+    "in_shuffled_parts",
+    "momentum_copy",
+    "refuse_batch_norm",
+]
 
 
 def momentum_copy(module: nn.Module, decay: float) -> AveragedModel:
@@ -18,7 +26,8 @@ def momentum_copy(module: nn.Module, decay: float) -> AveragedModel:
         \theta' \leftarrow m\, \theta' + (1 - m)\, \theta
 
     ``copy.update_parameters(module)`` after each step of the optimiser moves it; the first call copies. Its weights
-    take no gradient, its batch norms see the keys it is given, and all of it is in its state dict.
+    take no gradient, and all of it is in its state dict. In training mode its batch norms normalise by the keys they
+    are given; their running statistics are the module's, copied at every update.
 
     Arguments:
         module: what is copied.
@@ -43,6 +52,31 @@ def momentum_copy(module: nn.Module, decay: float) -> AveragedModel:
     copy = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch's
     copy.requires_grad_(False)
     return copy
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode for a while; afterwards every part of it is in the mode that it was in.
+
+    Arguments:
+        module: some parts may be frozen in evaluation mode while the others train.
+
+    Example:
+        >>> module = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout())
+        >>> with in_evaluation_mode(module):
+        ...     module[1].training
+        False
+        >>> [part.training for part in module]
+        [False, True]
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(modes[0][1])  # a layer may do more there than to note it
+        for part, mode in modes:
+            part.training = mode
 
 
 _LEAK = (

@@ -10,6 +10,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["dollarmath"]  # the formulas of theory.md
+myst_heading_anchors = 3  # links to sections
 html_theme = "furo"
 autodoc_typehints = "description"
 napoleon_custom_sections = [("Arguments", "params_style")]

@@ -319,7 +319,10 @@ def _rows_of(function: str, what: str, count: int, scores: Tensor, anchors: Tens
     """The numbers of the anchors whose rows these are, all of them below `count`."""
     if anchors is None:
         if len(scores) > count:
-            raise ValueError(f"{function}: got {what} of {count} anchors, expected those of {len(scores)}")
+            raise ValueError(
+                f"{function}: got {what} of {count} anchors, expected those of {len(scores)}, "
+                "on several ranks of all ranks (gather_rows)"
+            )
         return torch.arange(len(scores), device=scores.device)
     if anchors.shape != scores.shape[:1]:
         raise ValueError(f"{function}: anchors have shape {tuple(anchors.shape)}, expected [{len(scores)}]")
@@ -335,7 +338,8 @@ def _rows_of(function: str, what: str, count: int, scores: Tensor, anchors: Tens
 def _other_columns(function: str, what: str, own: int, others: int, scores: Tensor) -> ValueError:
     return ValueError(
         f"{function}: got {what} of {own} anchors and {others} candidates for scores of shape {tuple(scores.shape)}, "
-        f"expected {' or '.join(str(n) for n in dict.fromkeys((others, own)))} columns"
+        f"expected {' or '.join(str(n) for n in dict.fromkeys((others, own)))} columns; "
+        f"with a queue also pass {what} of all candidates, on several ranks those of all ranks (gather_rows)"
     )
 
 

@@ -21,7 +21,8 @@ class Miner:
 
     >>> from functools import partial
     >>> def negative_scores(scores, targets, anchors, *, power):
-    ...     return (-power * scores).scatter(1, targets[:, None], 0.0)
+    ...     present = scores.masked_fill(scores == -torch.inf, 0.0)
+    ...     return (-power * present).scatter(1, targets[:, None], 0.0)
     >>> easy = Miner(partial(negative_scores, power=2.0), name="easy(power=2.0)")
     >>> easy(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
     tensor([[ 0., -6.]])
@@ -49,7 +50,8 @@ class Miner:
         r"""Weighs the candidates of every row.
 
         Arguments:
-            scores: :math:`s_{ij}`; an absent candidate is :math:`-\infty` and its weight does not matter.
+            scores: :math:`s_{ij}`; an absent candidate is :math:`-\infty`, and its weight may be anything but NaN and
+                +inf.
             targets: column of each anchor's positive.
             anchors: row numbers of the anchors, for miners that carry facts about them.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from contrastive.allpairs import AllPairs
 from contrastive.errors import InputError
+from contrastive.factors import without_autocast
 from contrastive.retrieval import Labels, Metric, Ranking, Rows, as_rows, label_ids, unit_rows
 
 __all__ = [
@@ -185,7 +186,7 @@ def neighbour_batches(
     classes = None if labels is None else label_ids(name, ("labels", labels, items))[0]
     if classes is not None and batch_size > (different := int(classes.max()) + 1):
         raise InputError(
-            f"{name}: batch_size is {batch_size} with {different} different labels, expected at most those"
+            f"{name}: batch_size is {batch_size}, expected at most {different}: one item of each label in a batch"
         )
     options: dict[str, Any] = {
         "metric": metric,
@@ -561,6 +562,7 @@ class NeighbourBatches(BatchSampler):
         """
         if len(state["visited"]) != self.items:
             raise InputError(f"load_state_dict: the state is of {len(state['visited'])} items, expected {self.items}")
+        self._pending = None  # what is searched for would take the place of what is loaded
         super().load_state_dict(state)
         arrays: list[Any] = [None if state[key] is None else state[key].numpy().copy() for key in _ARRAYS]
         self._visited, self.neighbours, self._nearest, self._rows = arrays
@@ -706,7 +708,8 @@ class HardClassBatches(BatchSampler):
         while len(chosen) < self._number:
             open_classes = np.flatnonzero(free)
             if self.means is not None and 0 < len(chosen) <= self._hard:
-                latest = (self.means @ self.means[chosen[-1]]).numpy()
+                with without_autocast(self.means):  # a loader may be asked within it
+                    latest = (self.means @ self.means[chosen[-1]]).numpy()
                 nearness = np.maximum(nearness, latest)
                 best = nearness[open_classes]
                 open_classes = open_classes[best == best.max()]

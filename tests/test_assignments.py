@@ -70,6 +70,13 @@ class TestFormulas:
             found, abs=1e-5
         )
 
+    def test_discrete_information_within_autocast(self):
+        """Little information, as at the start of a training: the joint of bfloat16 would have none of it."""
+        a, b = 0.1 * torch.randn(64, 8), 0.1 * torch.randn(64, 8)
+        expected = discrete_information(a, b)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert float(discrete_information(a, b)) == float(expected)
+
     @settings(max_examples=40, deadline=None)
     @given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31))
     def test_entropies_and_divergence(self, rows, classes, seed):

@@ -456,6 +456,23 @@ class TestStreamedOrStored:
             loss = KPairLoss(critic, **options)
             close(torch.func.grad(loss)(x.detach(), y), gradient(loss(x, y), x)[0], 1e-14)
 
+    @pytest.mark.parametrize("miner", [hardest(), topk(5), hcl(1.0), semihard(0.1)], ids=repr)
+    def test_mined_it_can_be_transformed(self, miner):
+        x, y = pairs()
+        x.requires_grad_()
+        loss = KPairLoss(Cosine(), miner=miner)
+        close(torch.func.grad(loss)(x.detach(), y), gradient(loss(x, y), x)[0], 1e-12)
+
+    def test_batches_of_matrices(self):
+        scores = torch.randn(3, 4, 4, dtype=torch.float64)
+        scores[0, 2] = -INF  # padding
+        expected = torch.stack([kpair_loss(s) for s in scores])
+        close(torch.func.vmap(kpair_loss)(scores), expected, 1e-14)
+        hessian = torch.func.jacrev(torch.func.grad(lambda s: kpair_loss(s).sum()))(scores[1])
+        share = scores[1].softmax(1)
+        rows = torch.diag_embed(share) - share[:, :, None] * share[:, None]
+        close(hessian[torch.arange(4), :, torch.arange(4)], rows, 1e-12)
+
 
 COMPILED = """
 import sys

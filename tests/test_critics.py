@@ -271,6 +271,16 @@ class TestCosine:
         assert normalize(torch.zeros(2, 0)).shape == (2, 0)
         assert torch.autograd.gradcheck(normalize, (x.requires_grad_(),))
 
+    def test_a_second_derivative_passes_a_zero_row(self):
+        x = torch.randn(3, 4, dtype=torch.float64)
+        x[1] = 0.0
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad((normalize(x) * torch.arange(12.0).view(3, 4)).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), x)
+        assert bool(torch.isfinite(second).all())
+        assert second[1].tolist() == [0.0] * 4
+        assert float(second[0].abs().max()) > 0
+
 
 class TestNegativeSquaredDistance:
     def test_is_never_positive_and_zero_at_home(self):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from contrastive import Bilinear, Concat, Cosine, KPairLoss, NegativeSquaredDistance, Separable
-from contrastive.collectives import gather_rows, mean_over_ranks, row_counts
+from contrastive.collectives import gather_rows, mean_over_ranks, row_counts, sum_over_ranks
 from contrastive.distributed import GlobalBatch
 from miners import (
     Queue,
@@ -328,6 +328,30 @@ def test_a_back_end_without_reduce_scatter():
     for rank, (with_it, without) in enumerate(run_ranks(without_reduce_scatter, 2, z)):
         close(with_it, own_rows(6 * z, rank, (1, 4)), 1e-6)
         assert torch.equal(with_it, without)
+
+
+def second_derivatives(rank, world, x):
+    """Of what is summed over ranks, and of what is gathered."""
+    own = x[rank : rank + 1].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(sum_over_ranks(own.square()).square().sum(), own, create_graph=True)
+    (second,) = torch.autograd.grad(sum_over_ranks(slope.sum()), own)
+    (slope,) = torch.autograd.grad(gather_rows(own)[0].pow(3).sum(), own, create_graph=True)
+    try:
+        slope.sum().backward()
+    except RuntimeError as error:
+        return second, str(error)
+    return second, "nothing was said"
+
+
+def test_a_second_derivative_is_of_all_ranks_or_refused():
+    x = torch.randn(2, 3, dtype=torch.float64)
+    whole = x.clone().requires_grad_()
+    # Each rank's loss is the square of the sum over ranks, and so is what reaches a rank's rows: of both losses.
+    (slope,) = torch.autograd.grad(2 * whole.square().sum(0).square().sum(), whole, create_graph=True)
+    (expected,) = torch.autograd.grad(2 * slope.sum(), whole)
+    for rank, (second, said) in enumerate(run_ranks(second_derivatives, 2, x)):
+        close(second, expected[rank : rank + 1], 1e-12)
+        assert "once_differentiable" in said
 
 
 OUTSIDE = torch.ones(3, requires_grad=True)

@@ -328,6 +328,19 @@ class TestMine:
             objective(broken)
         assert float(objective.log_average) == 0.0
 
+    def test_where_values_are_not_looked_at_a_broken_batch_moves_nothing_either(self, monkeypatch):
+        """As on an accelerator."""
+        monkeypatch.setattr("contrastive.estimators.eager_on_cpu", lambda x: False)
+        objective = Mine()
+        for broken in (INF, math.nan):
+            scores = torch.zeros(3, 3)
+            scores[0, 1] = broken
+            objective(scores)
+            assert bool(torch.isnan(objective.log_average))  # no batch yet
+        objective(torch.zeros(3, 3))
+        objective(scores)
+        assert float(objective.log_average) == 0.0
+
     def test_evaluation_moves_nothing_and_state_is_saved(self):
         objective = Mine()
         objective(torch.randn(4, 4))

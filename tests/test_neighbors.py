@@ -500,6 +500,18 @@ def test_in_the_background():
     assert sampler.state_dict()["neighbours"] is not None
 
 
+def test_a_search_under_way_does_not_replace_what_is_loaded():
+    x = torch.arange(40.0)[:, None]
+    saved = neighbour_batches(40, 4, metric="euclidean")
+    saved.refresh(x)
+    state = saved.state_dict()
+    sampler = neighbour_batches(40, 4, metric="euclidean", background=True)
+    sampler.refresh(x.flip(0) ** 2)
+    sampler.load_state_dict(state)
+    list(sampler)
+    assert torch.equal(sampler.state_dict()["neighbours"], state["neighbours"])
+
+
 def test_what_breaks_in_the_background_is_raised():
     sampler = neighbour_batches(40, 4, lambda: torch.full((40, 2), torch.nan), background=True)
     epochs = (list(sampler) for _ in range(2))  # the search may last longer than the first
@@ -530,7 +542,7 @@ def test_embeddings_in_the_background_are_copied():
         ((9, 4), {"world": 3}, "batch_size is 4 with 3 ranks"),
         ((9, 4), {"rank": 1}, "rank is 1 and world 1"),
         ((9, 4), {"labels": [1, 2]}, "2 labels for 9 rows"),
-        ((9, 4), {"labels": [0] * 6 + [1] * 3}, "batch_size is 4 with 2 different labels"),
+        ((9, 4), {"labels": [0] * 6 + [1] * 3}, "batch_size is 4, expected at most 2"),
         ((9, 4), {"metric": "hamming"}, "metric is 'hamming'"),
         ((9, 4), {"threshold": float("nan")}, "threshold is nan"),
     ],
@@ -560,6 +572,13 @@ def test_classes_are_chosen_greedily():
         assert classes == slow_classes(means, classes[0], 7)
         assert labels[batch].tolist() == [c for c in classes for _ in range(3)]
         assert len(set(batch)) == 21
+
+
+def test_classes_are_chosen_the_same_within_autocast():
+    labels, means = torch.arange(40) // 2, torch.randn(20, 16)
+    plain = list(hard_class_batches(labels, 5, 2, lambda: means))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert list(hard_class_batches(labels, 5, 2, lambda: means)) == plain
 
 
 def test_ties_between_classes_are_drawn():

@@ -164,6 +164,36 @@ class TestNats:
         assert value["images"] <= math.log(2)
 
 
+class TestAbsentCandidates:
+    """The constant is of what is there: padding costs nothing and may not be counted."""
+
+    def test_in_batch(self):
+        scores = torch.full((4, 4), -math.inf).fill_diagonal_(0.0)  # each positive alone
+        assert bound(scores, in_batch(ROWS, ROWS)).value == infonce_bound(scores).value == 0.0
+        padded = 50.0 * torch.eye(4)
+        padded[3] = padded[:, 3] = -math.inf
+        found = bound(padded, in_batch(ROWS, ROWS))
+        assert found == infonce_bound(padded)
+        assert found.value <= math.log(3) + 1e-12
+
+    def test_where_nobody_can_count(self):
+        groups = torch.arange(3).repeat(2)
+        scores = torch.randn(6, 6)
+        assert bound(scores, two_views(groups, groups)).status == "bound"
+        scores[:, 4] = -math.inf
+        scores[4] = -math.inf
+        found = bound(scores, two_views(groups, groups))
+        assert found.status == "not a bound"
+        assert "absent" in found.reason
+
+
+def test_a_negative_of_the_anchors_own_group_at_another_place():
+    """A critic that knows the group alone would read log 3 - log 2."""
+    assert in_batch(torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])).count is None
+    assert in_batch(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])).count is None
+    assert in_batch(torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])).count == 3
+
+
 def test_a_bank_and_a_queue_are_lists():
     x, keys = torch.randn(2, 3), torch.randn(10, 3)
     columns = torch.tensor([[4, 0, 1], [7, 7, 2]])
@@ -182,6 +212,7 @@ def test_a_bank_and_a_queue_are_lists():
         (lambda: within_groups(ROWS, ROWS.flip(0)), "within_groups: row 0 is of group 0 and of 3"),
         (lambda: two_views(ROWS[:3], ROWS[:3]), "two_views: got 3 rows, expected the first views"),
         (lambda: two_views(ROWS, ROWS), "two_views: got 4 rows, expected the first views"),
+        (lambda: two_views(ROWS % 2, 1 - ROWS % 2), "two_views: anchors and candidates are of different groups"),
         (lambda: other_groups(ROWS, ROWS[:3]), "other_groups: anchor 3 is of group 3, which has no candidate"),
         (lambda: listed(ROWS[:1], torch.tensor([[1, 0]])), "listed: candidates have shape (1, 2), expected a row"),
         (

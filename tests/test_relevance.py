@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -339,3 +340,11 @@ def test_the_interval_over_classes_is_wider_where_classes_fail_together():
     result = evaluate_retrieval(x, labels, ks=(1,))
     assert set(result.class_interval) == set(result.interval) == set(result.mean)
     assert evaluate_retrieval(x, labels * 0, ks=(1,)).class_interval == {}
+
+
+@pytest.mark.parametrize("grade", [1e39, 1e-46])
+def test_grades_that_float32_does_not_hold_are_refused(grade):
+    with pytest.raises(InputError, match=rf"item of query 1 with {re.escape(str(grade))}, expected 0 or a number"):
+        evaluate_retrieval(
+            torch.eye(2), gallery=torch.eye(2), relevant=[{0: 1.0}, {0: 1.0, 1: grade}], metrics=("ndcg",), ks=(1,)
+        )

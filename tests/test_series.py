@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from chromium import Browser, find_chromium
 
 from benchmarks import curves, lines, pages, series
+from benchmarks.under_way import UnderWay, kept
+from contrastive.errors import InputError
 
 
 def row(arm, seed, heights):
@@ -51,7 +54,7 @@ def test_an_arm_has_one_colour_in_every_panel():
 def test_a_line_names_the_commit_that_ran(tmp_path, monkeypatch, write):
     """While it runs, others may check out what they will."""
     there = ["1111111"]
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, there[0] + "\n"))
+    monkeypatch.setattr(lines, "_git", lambda *words: there[0] if words[0] == "rev-parse" else "")
     lines.commit.cache_clear()
 
     def work(*_):
@@ -65,6 +68,87 @@ def test_a_line_names_the_commit_that_ran(tmp_path, monkeypatch, write):
         (found,) = lines.read(tmp_path / "lines.jsonl")
     lines.commit.cache_clear()
     assert (found["status"], found["commit"]) == ("ok", "1111111")
+
+
+def test_code_that_was_changed_is_no_commit(monkeypatch):
+    changes = ["-a\n+b"]
+    monkeypatch.setattr(lines, "_git", lambda *words: "1111111" if words[0] == "rev-parse" else changes[0])
+    found = []
+    for told in ("-a\n+b", "-a\n+c", ""):
+        changes[0] = told
+        lines.commit.cache_clear()
+        found.append(lines.commit())
+    lines.commit.cache_clear()
+    assert [name.partition("-changed-")[0] for name in found] == ["1111111"] * 3
+    assert len(set(found)) == 3
+    assert found[2] == "1111111"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        MemoryError(),
+        torch.OutOfMemoryError("of an accelerator"),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        InputError("cannot be written"),
+    ],
+)
+def test_what_the_machine_did_not_let_happen_is_tried_again(error, tmp_path):
+    """A full disk is no finding: there is no line, and what the run had reached stays."""
+    path = tmp_path / "lines.jsonl"
+    if isinstance(error, InputError):
+        error.__cause__ = OSError(28, "No space left on device")
+    full = [True]
+
+    def work(keep):
+        keep.write({"reached": 1})
+        if full[0]:
+            raise error
+        return {"found": keep.read()["reached"]}
+
+    run = series.Run("t", {}, 0, lambda tick: kept(path, "t", work))
+    with pytest.raises(type(error)):
+        series.perform([run], path, quiet=True)
+    assert lines.read(path) == []
+    assert len(list(tmp_path.glob("*.under-way.ckpt"))) == 1
+    with pytest.raises(type(error)):
+        lines.run(path, "t", {}, 0, lambda: work(UnderWay(tmp_path / "x.ckpt", "t")))
+    assert lines.read(path) == []
+    full[0] = False
+    assert [row["found"] for row in series.perform([run], path, quiet=True)] == [1]
+    assert not list(tmp_path.glob("lines*.under-way.ckpt"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_leaves_no_half_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+    lines.append(path, {"a": 1})
+    opened = Path.open
+
+    def full(self, mode="r", *rest, **options):
+        """Half of what is written arrives."""
+        if self == path and mode == "a":
+            with opened(path, "a") as file:
+                file.write('{"a": ')
+            return opened(Path("/dev/full"), "a")
+        return opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        lines.append(path, {"a": 2})
+    monkeypatch.undo()
+    assert lines.read(path) == [{"a": 1}]
+
+
+def test_a_missing_file_is_a_finding(tmp_path):
+    """It would be missing again."""
+
+    def work(tick):
+        raise FileNotFoundError(2, "No such file", "some.csv")
+
+    (row,) = series.perform([series.Run("t", {}, 0, work)], tmp_path / "lines.jsonl", quiet=True)
+    assert (row["status"], "some.csv" in row["error"]) == ("failed", True)
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path):

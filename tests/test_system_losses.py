@@ -44,6 +44,25 @@ class TestNoiseContrast:
         again.eval()(torch.full((3, 3), 5.0), in_batch(rows, rows))
         assert float(again.log_average) == pytest.approx(average, abs=1e-6)
 
+    def test_a_batch_that_is_refused_moves_nothing(self):
+        rows, objective = torch.arange(3), NoiseContrast()
+        objective(torch.full((3, 3), 2.0), in_batch(rows, rows))
+        for broken in (math.inf, math.nan):
+            scores = torch.zeros(3, 3)
+            scores[0, 1] = broken
+            with pytest.raises(ValueError, match="row 0"):
+                objective(scores, in_batch(rows, rows))
+            assert float(objective.log_average) == 2.0
+
+    def test_half_precision_keeps_the_normaliser(self):
+        rows, objective = torch.arange(3), NoiseContrast()
+        scores = torch.randn(3, 3).bfloat16()
+        loss = objective(scores, in_batch(rows, rows))
+        assert loss.dtype == torch.float32
+        again = NoiseContrast()
+        again(scores.float(), in_batch(rows, rows))
+        assert torch.equal(objective.log_average, again.log_average)
+
     def test_an_absent_draw_is_no_noise(self):
         objective = NoiseContrast()
         objective(torch.tensor([[1.0, 0.0, 9.0]]), listed(torch.tensor([4]), torch.tensor([[4, 1, 4]])))

@@ -17,7 +17,14 @@ from contrastive.receptive import ReceptiveNet
 from contrastive.taps import Taps, groups_of, random_place, rows_of, tap
 from contrastive.terms import Term, maximised, total
 from contrastive.views import halves, lab, mirrored, patch_grid, same_moments
-from contrastive.wrappers import ResidualHead, RowContext, in_shuffled_parts, momentum_copy, refuse_batch_norm
+from contrastive.wrappers import (
+    ResidualHead,
+    RowContext,
+    in_evaluation_mode,
+    in_shuffled_parts,
+    momentum_copy,
+    refuse_batch_norm,
+)
 from miners import Bank, Queue, hcl, topk
 
 
@@ -118,6 +125,21 @@ class TestTerms:
 
 
 class TestWrappers:
+    def test_every_part_gets_its_mode_back(self):
+        module = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Sequential(nn.Dropout()))
+        outside = nn.Sequential(module.eval())  # is in training mode, what it holds is not
+        module[1].train()
+
+        def fails():
+            with in_evaluation_mode(outside):
+                assert not any(part.training for part in outside.modules())
+                raise KeyError
+
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                fails()
+            assert [part.training for part in outside.modules()] == [True, False, False, True, True]
+
     def test_a_momentum_copy_follows(self):
         layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         slow = momentum_copy(layer, 0.9)

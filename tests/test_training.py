@@ -88,6 +88,30 @@ def test_what_a_step_tells_is_logged_beside_its_loss_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
+def test_norms_that_were_frozen_stay_frozen(tmp_path):
+    """Within an encoder that trains; `fit` puts the rest into training mode, before each epoch's measures and after."""
+    encoder, projector = build(RECIPE, seed=0)
+    norms = [part for part in encoder.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms[0].eval()
+    projector.eval()  # all of it: whatever its caller did with it before
+    before = [norm.running_mean.clone() for norm in norms]
+    modes = []
+
+    def view(images):
+        modes.append((norms[0].training, norms[1].training, projector.training))
+        return noise(images)
+
+    fit(
+        encoder, projector, KPairLoss(Cosine()), IMAGES, view=view, out=tmp_path, epochs=2, batch_size=8, lr=1e-2,
+        seed=5, each_epoch=lambda: {"mode": float(encoder.training)},
+    )  # fmt: skip
+    assert set(modes) == {(False, True, True)}
+    assert torch.equal(norms[0].running_mean, before[0])
+    assert not torch.equal(norms[1].running_mean, before[1])
+    assert [row["mode"] for row in read_history(tmp_path) if "mode" in row] == [0.0, 0.0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [50, 25, 17, 16, 10, 9])
 def test_every_short_training_has_a_schedule(tmp_path, batch_size):
     """2 to 10 steps: torch divides by a tenth of them, less one."""

@@ -164,9 +164,13 @@ def test_the_page_keeps_budgets_and_products_apart():
         spent = {"cpu_seconds": 1800.0, "seconds": 2000.0, "commit": "abc", "hardware": {"processor": "Some"}}
         return {"experiment": "invertible", "config": config, "seed": seed, "status": "ok", **measured, **spent}
 
-    (quick, _), (paper, _) = (invertible.EXPERIMENT.plan(preset, "paper", "mnist") for preset in ("quick", "paper"))
+    (quick, other), (paper, _) = (invertible.EXPERIMENT.plan(preset, "paper", "mnist") for preset in ("quick", "paper"))
     rows = [row(quick, seed, 0.81) for seed in (0, 1)]
-    rows += [row({**quick, "products": "bfloat16"}, seed, 0.83) for seed in (0, 1)]
+    rows += [{**row({**quick, "products": "bfloat16"}, seed, 0.83), "rounded": True} for seed in (0, 1)]
+    rows += [
+        {**row({**other, "products": products}, seed, 0.8), "rounded": False}  # by a processor that cannot
+        for seed in (0, 1) for products in ("float32", "bfloat16")
+    ]  # fmt: skip
     rows += [row({**quick, "iterations": 7}, seed, 0.99) for seed in (0, 1)]
     rows += [row(paper, 0, 0.86)]
     before, _, after = reproduction.page(rows).partition("## With the paper's iterations")
@@ -174,6 +178,7 @@ def test_the_page_keeps_budgets_and_products_apart():
     assert f"| {text} | +0.0100 ± 0.0000 (2): reproduced | +0.0600 (1): not tested (one seed) |" in before
     assert "1 are there; each on one core, they took 0.5 hours of its time, 0.6 by the clock" in " ".join(after.split())
     assert "| invertible | realnvp | nce | accuracy | +0.0200 | +0.0200 to +0.0200 | 2 |" in after
+    assert "| invertible | realnvp | nwj |" not in after
 
 
 @pytest.mark.parametrize(
@@ -214,13 +219,13 @@ def test_runs_that_are_lost():
     """Whether they failed or have no number: nothing is said without them."""
     inverse = claims.Claim(1, "t", "inverse_error", {}, 1e-3, "always negative")
     rows = [line(seed, "concat", 1.0, 0.5, inverse_error=1e-6) for seed in range(3)]
-    assert reproduction._cell(inverse, rows, "quick", "mnist") == "at most 1.0e-06 (3): reproduced"
+    assert reproduction._cell(inverse, rows) == "at most 1.0e-06 (3): reproduced"
     rows[1]["inverse_error"] = None
-    assert reproduction._cell(inverse, rows, "quick", "mnist") == "at most 1.0e-06 (2 of 3): undecided (1 lost)"
+    assert reproduction._cell(inverse, rows) == "at most 1.0e-06 (2 of 3): undecided (1 lost)"
     assert claims.judged(dataclasses.replace(inverse, expected="negative"), rows)[1] == "undecided (1 lost)"
     lost = [{**row, "status": "diverged"} for row in rows]
-    assert reproduction._cell(inverse, lost, "quick", "mnist") == "not tested (3 lost)"
-    assert reproduction._cell(inverse, [], "quick", "mnist") == ""
+    assert reproduction._cell(inverse, lost) == "not tested (3 lost)"
+    assert reproduction._cell(inverse, []) == ""
 
 
 def test_what_twenty_seeds_would_say():
@@ -232,9 +237,15 @@ def test_what_twenty_seeds_would_say():
 
 
 def test_one_inverse_above_the_tolerance_fails_the_claim():
-    (claim,) = (c for c in invertible.CLAIMS if c.figure == "inverse_error" and c.of == {"objective": "nce"})
-    row = {"status": "ok", "config": {"objective": "nce"}}
-    errors = [{**row, "seed": seed, "inverse_error": error} for seed, error in enumerate((1e-6, 1e-6, 2e-3))]
+    """At any evaluation: it may grow and shrink."""
+    (claim,) = (c for c in invertible.CLAIMS if c.figure == "worst_inverse_error" and c.of == {"objective": "nce"})
+    row = {"status": "ok", "config": {"objective": "nce"}, "inverse_error": 1e-6, "inverse_error_float64": 1e-12}
+    errors = [
+        {**row, "seed": seed, "cpu_seconds": 1.0, "curves": {"inverse_error": [1e-7, error, 1e-6]}}
+        for seed, error in enumerate((1e-6, 1e-6, 2e-3))
+    ]
+    assert "inverse off by 1.0e-06 at most (within" in report.arms(errors[:2])[1][6]
+    assert "inverse off by 2.0e-03 at most (ABOVE" in report.arms(errors)[1][6]
     assert claims.verdict(claim, claims.differences(claim, errors[:2])) == "reproduced"
     assert claims.verdict(claim, claims.differences(claim, errors)) == "NOT reproduced"
     assert claims.verdict(claim, claims.differences(claim, errors[2:])) == "NOT reproduced"  # one is enough
@@ -250,3 +261,30 @@ def test_an_estimate_that_ends_below_0_is_listed():
         f"{told[0]}: I_EST held out -3.0000 at the end, below 0 since the evaluation at step 10",
         f"{told[1]}: I_EST training -0.1000 at the end, below 0 since the evaluation at step 5",
     ]
+    curves["test_bound"][2] = rows[0]["test_bound"] = None  # as a line has what is no number
+    expected = "I_EST held out no number at the end, below 0 since the evaluation at step 10"
+    assert expected in report.told_troubles(rows)[0]
+    rows[0]["config"] = {**rows[0]["config"], "objective": "labels"}  # which has no estimate
+    assert len(report.told_troubles(rows)) == 1
+
+
+def test_what_both_pages_say_of_a_claim():
+    """Elsewhere than on MNIST a part holds or does not; of an error every run must be below, so the worst is told."""
+    claim = claims.Claim(4, "t", "test_bound", {"critic": "concat"}, {"critic": "bilinear"})
+    rows = [line(seed, c, 1.0 - (c == "concat") - 0.1 * seed, 0.5) for seed in (0, 1) for c in ("bilinear", "concat")]
+    assert claims.told(claim, rows)[3] == "NOT reproduced"
+    elsewhere = [{**row, "config": {**row["config"], "data": "fashion-mnist"}} for row in rows]
+    assert claims.told(claim, elsewhere)[3] == "does not hold"
+    inverse = claims.Claim(1, "t", "error", {}, 1e-3, "always negative")
+    rows = [line(seed, "concat", 1.0, 0.5, error=10.0**-seed) for seed in (4, 5)]
+    assert claims.told(inverse, rows)[1:] == ("at most 1.0e-04", "", "reproduced")
+
+
+def test_parts_with_lost_runs_are_told_of_in_the_outlook(monkeypatch):
+    claim = claims.Claim(1, "t", "test_bound", {}, 0.0)
+    parts = [
+        (claim, claims.Differences((0.1, -0.1, 0.15)), "undecided (the interval holds 0)"),
+        (claim, claims.Differences((0.1, 0.1), lost=1), "undecided (1 lost)"),
+    ]
+    monkeypatch.setattr(reproduction, "_verdicts", lambda number, rows, preset: parts if number == 1 else [])
+    assert reproduction._outlook([]).startswith("of 2 undecided parts at quick 1 would be undecided, 1 have lost runs")

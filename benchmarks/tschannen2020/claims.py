@@ -21,6 +21,7 @@ __all__ = [
     "judged",
     "mean_and_interval",
     "short",
+    "told",
     "verdict",
     "with_seeds",
 ]
@@ -28,7 +29,7 @@ __all__ = [
 Row = dict[str, Any]
 # Nats: what counts as the same estimate, if the whole interval is within.
 NEAR = 0.1
-# The published probe stops early; the one of curves goes on to the minimum. What the one read, as read by the other:
+# The published probe stops early; the one of curves goes on nearly to the minimum. What the one read, and the other:
 CONVERGED = {
     "test_accuracy": "converged_accuracy",
     "start_test_accuracy": "start_converged_accuracy",
@@ -92,13 +93,16 @@ def figure_of(row: Row, name: str) -> float | None:
     Arguments:
         row: the line.
         name: of the figure; ``converged_accuracy`` and ``start_converged_accuracy`` are the ends of its curve,
-            ``invertible_accuracy`` the last point of it before the inverse in float32 leaves its tolerance.
+            ``invertible_accuracy`` the last point of it before the inverse in float32 leaves its tolerance,
+            ``worst_inverse_error`` the largest of all evaluations.
     """
     accuracies = row.get("curves", {}).get("accuracy", [])
     if name == "invertible_accuracy":
         errors = row["curves"]["inverse_error"]
         accuracies = accuracies[: next((i for i, error in enumerate(errors) if error > INVERSE_TOLERANCE), len(errors))]
         value = accuracies[-1] if accuracies else None
+    elif name == "worst_inverse_error":
+        value = max(row.get("curves", {}).get("inverse_error", []), default=None)
     elif name == "converged_accuracy":
         value = accuracies[-1] if accuracies else row.get("fast_accuracy")  # raw pixels have no curve
     elif name == "start_converged_accuracy":
@@ -210,6 +214,23 @@ def with_seeds(claim: Claim, found: Differences, seeds: int) -> str:
         seeds: how many there would be.
     """
     return _of_interval(claim, statistics.fmean(found.values), lines.half_width(found.values, seeds))
+
+
+def told(claim: Claim, rows: Sequence[Row]) -> tuple[Differences, str, str, str]:
+    """Differences, their mean or the worst of them, the 95 % interval where there is one, and the verdict, in words.
+
+    Arguments:
+        claim: what is expected.
+        rows: of one experiment, data set and preset.
+    """
+    found, words = judged(claim, rows)
+    if any(row["config"].get("preset") == "quick" and row["config"].get("data", "mnist") != "mnist" for row in rows):
+        # Neither the paper's data nor, of CIFAR-10, near its budget.
+        words = words.replace("NOT reproduced", "does not hold").replace("reproduced", "holds")
+    if claim.expected == "always negative" and found.values:
+        assert isinstance(claim.versus, float)
+        return found, f"at most {max(found.values) + claim.versus:.1e}", "", words
+    return found, *mean_and_interval(found.values), words
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from benchmarks import lines, pages
 from benchmarks.curves import figure
-from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, judged, mean_and_interval, short
+from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, short, told
 from benchmarks.tschannen2020.runs import Config, Experiment
+from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
 
 __all__ = ["arms", "text", "told_troubles", "write"]
 
@@ -45,8 +46,10 @@ def told_troubles(rows: Sequence[Row]) -> list[str]:
 
 
 def _below_zero(row: Row) -> list[str]:
-    """Which of its estimates ended below 0, which a constant critic gets."""
-    return [key for key in ("test_bound", "train_bound") if row.get(key) is not None and row[key] < 0]
+    """Which of its estimates ended below 0, which a constant critic gets, or as no number, which is null in a line."""
+    if row["config"].get("objective") not in ("nce", "nwj"):
+        return []
+    return [key for key in ("test_bound", "train_bound") if key in row and (row[key] is None or row[key] < 0)]
 
 
 def _why(row: Row) -> str:
@@ -62,7 +65,7 @@ def _why(row: Row) -> str:
         below = None if height is not None and height >= 0 else step if below is None else below
     since = "" if below is None else f", below 0 since the evaluation at step {below}"
     name = {"test_bound": "held out", "train_bound": "training"}[key]
-    return f"I_EST {name} {short(row[key])} at the end{since}"
+    return f"I_EST {name} {'no number' if row[key] is None else short(row[key])} at the end{since}"
 
 
 def _arm(config: Config) -> str:
@@ -117,10 +120,10 @@ def _mean(rows: Sequence[Row], key: str) -> str:
 def _others(rows: Sequence[Row]) -> str:
     words = []
     if any("inverse_error" in row for row in rows):
-        worst = max(row["inverse_error"] for row in rows)
+        worst = max(value for row in rows if (value := figure_of(row, "worst_inverse_error")) is not None)
         exact = max(row["inverse_error_float64"] for row in rows)
-        kept = "within" if all(row["inverse_within_tolerance"] for row in rows) else "ABOVE"
-        words.append(f"inverse off by {worst:.1e} at most ({kept} tolerance), in float64 by {exact:.1e}")
+        kept = "within" if worst <= INVERSE_TOLERANCE else "ABOVE"
+        words.append(f"inverse off by {worst:.1e} at most ({kept} tolerance), at the end in float64 by {exact:.1e}")
     if any("median_log10_condition" in row for row in rows):
         words.append(f"median log10 condition {_mean(rows, 'median_log10_condition')}")
     if any("mined_status" in row for row in rows):
@@ -134,9 +137,9 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     for claim in experiment.claims:
         for each in (claim, by_converged_probe(claim)):
             if each is not None:
-                found, words = judged(each, rows)
-                number = str(claim.number or "beyond")
-                table.append([number, each.text, *mean_and_interval(found.values), str(len(found.values)), words])
+                found, middle, interval, words = told(each, rows)
+                number, count = str(claim.number or "beyond"), str(len(found.values))
+                table.append([number, each.text, middle, interval, count, words])
     return table
 
 

@@ -16,6 +16,7 @@ from contrastive.errors import InputError
 from contrastive.options import Part, nearest
 from contrastive.scores import WeighsNegatives
 from contrastive.views import RandomView
+from contrastive.wrappers import in_evaluation_mode
 
 __all__ = ["PARTS", "Setup", "load_data", "miner_of", "set_up"]
 
@@ -219,11 +220,9 @@ def _try_once(encoder: nn.Module, projector: nn.Module, critic: nn.Module, image
     """Modules that cannot take these images, or each other's output, say so before anything is written."""
     height, width = images.train.images.shape[2:]
     try:
-        encoder.eval(), projector.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation_mode(encoder), in_evaluation_mode(projector):
             z = projector(encoder(images.train.images[:2]))
             critic(z, z)
-        encoder.train(), projector.train()
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--encoder: it cannot take images of {height} x {width} pixels: {reason}") from error

@@ -196,6 +196,28 @@ def test_row25_the_sampler_is_a_pure_function_and_goes_on_anywhere(workers):
         assert torch.equal(drawn, torch.rand(1))  # no loader drew from the global generator
 
 
+def test_row25_every_epoch_has_other_seeds_of_workers_and_the_same_ones_again():
+    class Loader:
+        def __init__(self, sampler):
+            self.loader = DataLoader(range(12), batch_sampler=sampler)
+
+        def __iter__(self):
+            batches = iter(self.loader)
+            seen.append(batches._base_seed)
+            return batches
+
+    found = []
+    for rank in (0, 0, 1):
+        seen = []
+        sampler = EpochBatches(12, 3, seed=1, rank=rank, world=2)
+        torch.manual_seed(len(found))  # whatever the training drew
+        while sampler.epoch < 3:
+            list(sampler.counted(Loader(sampler)))
+        found.append(seen)
+    assert found[0] == found[1]
+    assert len({*found[0], *found[2]}) == 6
+
+
 def test_row25_ranks_share_what_one_process_would_take():
     one = [ids.tolist() for ids in epoch_batches(50, 12, seed=2, epoch=3)]
     for world in (2, 3):
