@@ -440,8 +440,8 @@ more; parts that are not tested are not counted):
 
 The published probe stops early: its tolerance of 0.1 is met long before the objective is least. The curves of the
 figures are of a probe that goes on nearly to the minimum, and what a code is worth depends on which of the two is
-asked. Below, every part on accuracy has a second line, by the last point of its curve. At quick, figures 1, 4, 8 and 9 fit
-that probe to 10,000 training images, and there the lines differ by that as well; elsewhere both are fitted to all.
+asked. Below, every part on accuracy has a second line, by the last point of its curve. At quick, figures 1, 4, 8 and 9
+fit that probe to 10,000 training images, and there the lines differ by that as well; elsewhere both are fitted to all.
 Verdicts on MNIST that change with the probe:
 
 {other_probe}
