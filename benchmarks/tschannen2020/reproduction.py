@@ -469,7 +469,7 @@ In the paper's arrangement: means and standard deviations over seeds.
 
 The encoders of figures 1 and 4 at full iterations are trained within autocast to bfloat16 where the processor has
 instructions for it; whatever is measured is computed in float32. What that changes at the preset `quick`, by the same
-seeds, where both were run (figure 1c, the MLP and the ConvNet by I_NWJ were not):
+seeds (figure 1c was not run in float32):
 
 {products}
 
