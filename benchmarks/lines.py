@@ -84,7 +84,7 @@ def _git(*words: str) -> str:
 
 
 def is_of_the_machine(error: BaseException | None) -> bool:
-    """Whether the disk or the memory was full, or failed, and not the run: it is worth to be tried again.
+    """Whether the disk or the memory was full, or failed, and not the run, which is worth another try.
 
     Arguments:
         error: what was raised.

@@ -172,7 +172,7 @@ def _differentiable(
     if plain is None:
         raise RuntimeError(
             "the tiled loss is differentiable once (its gradients are formed with its value); for a second derivative "
-            "use the stored scores: stored=True, KPairLoss(tiled=False), kpair_loss(critic(x, y)); on one rank"
+            "use the stored scores, on one rank: stored=True, KPairLoss(tiled=False) or kpair_loss(critic(x, y))"
         )
     return replayed(plain, inputs, needed, upstream)
 

@@ -334,7 +334,7 @@ def checked_temperature(function: str, temperature: float) -> float:
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Whether a check of values is cheap: on an accelerator it would wait, a compiled graph or a transform breaks."""
+    """Whether values may be looked at: an accelerator would wait, a compiled graph or a transform would break."""
     return x.device.type == "cpu" and not seen_through()
 
 

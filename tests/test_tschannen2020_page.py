@@ -272,12 +272,12 @@ def test_what_both_pages_say_of_a_claim():
     """Elsewhere than on MNIST a part holds or does not; of an error every run must be below, so the worst is told."""
     claim = claims.Claim(4, "t", "test_bound", {"critic": "concat"}, {"critic": "bilinear"})
     rows = [line(seed, c, 1.0 - (c == "concat") - 0.1 * seed, 0.5) for seed in (0, 1) for c in ("bilinear", "concat")]
-    assert claims.told(claim, rows)[3] == "NOT reproduced"
+    assert claims.in_words(claim, rows)[3] == "NOT reproduced"
     elsewhere = [{**row, "config": {**row["config"], "data": "fashion-mnist"}} for row in rows]
-    assert claims.told(claim, elsewhere)[3] == "does not hold"
+    assert claims.in_words(claim, elsewhere)[3] == "does not hold"
     inverse = claims.Claim(1, "t", "error", {}, 1e-3, "always negative")
     rows = [line(seed, "concat", 1.0, 0.5, error=10.0**-seed) for seed in (4, 5)]
-    assert claims.told(inverse, rows)[1:] == ("at most 1.0e-04", "", "reproduced")
+    assert claims.in_words(inverse, rows)[1:] == ("at most 1.0e-04", "", "reproduced")
 
 
 def test_parts_with_lost_runs_are_told_of_in_the_outlook(monkeypatch):

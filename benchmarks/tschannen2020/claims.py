@@ -18,10 +18,10 @@ __all__ = [
     "by_converged_probe",
     "differences",
     "figure_of",
+    "in_words",
     "judged",
     "mean_and_interval",
     "short",
-    "told",
     "verdict",
     "with_seeds",
 ]
@@ -216,7 +216,7 @@ def with_seeds(claim: Claim, found: Differences, seeds: int) -> str:
     return _of_interval(claim, statistics.fmean(found.values), lines.half_width(found.values, seeds))
 
 
-def told(claim: Claim, rows: Sequence[Row]) -> tuple[Differences, str, str, str]:
+def in_words(claim: Claim, rows: Sequence[Row]) -> tuple[Differences, str, str, str]:
     """Differences, their mean or the worst of them, the 95 % interval where there is one, and the verdict, in words.
 
     Arguments:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import lines, pages
 from benchmarks.curves import figure
-from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, short, told
+from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, in_words, short
 from benchmarks.tschannen2020.runs import Config, Experiment
 from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
 
@@ -137,7 +137,7 @@ def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     for claim in experiment.claims:
         for each in (claim, by_converged_probe(claim)):
             if each is not None:
-                found, middle, interval, words = told(each, rows)
+                found, middle, interval, words = in_words(each, rows)
                 number, count = str(claim.number or "beyond"), str(len(found.values))
                 table.append([number, each.text, middle, interval, count, words])
     return table

@@ -23,10 +23,10 @@ from benchmarks.tschannen2020.claims import (
     Differences,
     by_converged_probe,
     figure_of,
+    in_words,
     judged,
     mean_and_interval,
     short,
-    told,
     with_seeds,
 )
 from benchmarks.tschannen2020.runs import RESULTS, Config
@@ -227,7 +227,7 @@ def _section(number: int, rows: Sequence[Row]) -> list[list[str]]:
 
 def _cell(claim: Claim, rows: Sequence[Row]) -> str:
     """Mean difference, half its interval, seeds, verdict; nothing where no run is."""
-    found, middle, _, words = told(claim, rows)
+    found, middle, _, words = in_words(claim, rows)
     if not found.values and not found.lost:
         return ""
     seeds = f"{len(found.values)}" + (f" of {len(found.values) + found.lost}" if found.lost else "")
