@@ -1,4 +1,4 @@
-"""Wrappers: what systems put around an encoder. A slow copy, a head, a masked context, modes for a while, norms without leaks."""
+"""Wrappers: what systems put around an encoder. A slow copy, a head, a masked context, modes for a while, no leaks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
