@@ -54,6 +54,18 @@ class TestNoiseContrast:
                 objective(scores, in_batch(rows, rows))
             assert float(objective.log_average) == 2.0
 
+    def test_where_values_are_not_looked_at_a_broken_batch_moves_nothing_either(self, monkeypatch):
+        """As on an accelerator: the loss is no number, the average stays one."""
+        for module in ("relatives", "rows", "scores"):
+            monkeypatch.setattr(f"contrastive.{module}.eager_on_cpu", lambda x: False)
+        rows, objective = torch.arange(3), NoiseContrast()
+        objective(torch.full((3, 3), 2.0), in_batch(rows, rows))
+        for broken in (math.inf, math.nan):
+            scores = torch.zeros(3, 3)
+            scores[0, 1] = broken
+            assert not bool(torch.isfinite(objective(scores, in_batch(rows, rows))).all())
+            assert float(objective.log_average) == 2.0
+
     def test_half_precision_keeps_the_normaliser(self):
         rows, objective = torch.arange(3), NoiseContrast()
         scores = torch.randn(3, 3).bfloat16()
