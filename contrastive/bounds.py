@@ -177,6 +177,7 @@ def infonce_bound(
     )
 
 
+DEPENDENT = "the candidates are not independent of the anchor given its positive: nothing bounds (theorem D)"
 _uniform = MiningFacts(mass="all", monotone=True)
 
 
@@ -190,7 +191,7 @@ def _a_bound(miner: WeighsNegatives | None, facts: MiningFacts) -> str:
 
 def _no_bound(miner: WeighsNegatives | None, facts: MiningFacts, independent: bool) -> str:
     if not independent:
-        return "the candidates are not independent of the anchor given its positive: nothing bounds (theorem D)"
+        return DEPENDENT
     return f"{miner!r} {facts.why or 'guarantees no constant mass of monotone weights in every row'} (theorem D)"
 
 
@@ -272,7 +273,12 @@ def pool_infonce(scores: Float[Tensor, "anchors k"], log_weights: Float[Tensor, 
     )
 
 
-def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, " anchors"] | None = None) -> Bound:
+def nwj_bound(
+    scores: Float[Tensor, "anchors candidates"],
+    targets: Int[Tensor, " anchors"] | None = None,
+    *,
+    independent: bool = True,
+) -> Bound:
     r"""Estimates mutual information by the bound of Nguyen, Wainwright and Jordan.
 
     .. math::
@@ -281,9 +287,12 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
     Arguments:
         scores: as in `infonce_bound`; the optimal critic is :math:`1 + \log p(y|x)/p(y)`.
         targets: as in `infonce_bound`.
+        independent: as in `infonce_bound`.
 
     Returns:
         A bound without a cap; at its optimum its variance is at least :math:`(e^I - 1)/N` of N independent negatives.
+        Of negatives that are not independent the same value, which bounds nothing: it tends to a bound on another
+        divergence.
 
     Raises:
         ValueError: as `contrastive.kpair_loss`, and for a matrix without negatives.
@@ -303,9 +312,12 @@ def nwj_bound(scores: Float[Tensor, "anchors candidates"], targets: Int[Tensor, 
     return Bound(
         value=float(nwj(scores[held].double(), targets[held])),
         cap=float("inf"),
-        status="bound",
+        status="bound" if independent else "not a bound",
         constant=0.0,
-        reason="NWJ is a lower bound in expectation for any critic; its variance grows exponentially with I",
+        reason="NWJ is a lower bound in expectation for any critic; its variance grows exponentially with I"
+        if independent
+        else DEPENDENT,
+        direction="lower" if independent else "neither",
     )
 
 

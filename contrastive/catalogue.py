@@ -26,7 +26,7 @@ from contrastive.arguments import (
     ScoresAndBaseline,
     ScoresAndLogRatio,
 )
-from contrastive.bounds import Bound
+from contrastive.bounds import DEPENDENT, Bound
 from contrastive.estimators import (
     Mine,
     barber_agakov,
@@ -89,6 +89,8 @@ class Estimator:
         arguments: makes the module that turns pairs into arguments.
         objective: makes what training maximises, where it is not the value.
         exact: whether the claim rests on an exactly known conditional: with a learnt one there is none.
+        negatives: whether other pairs' partners are its negatives, which must be independent of the anchor; False for
+            a mean over pairs alone.
     """
 
     name: str
@@ -103,14 +105,17 @@ class Estimator:
     arguments: Arguments = Scores
     objective: Callable[[], Callable[..., Tensor]] | None = None
     exact: bool = False
+    negatives: bool = True
 
-    def bound(self, *inputs: Tensor, learnt: bool | None = None) -> Bound:
+    def bound(self, *inputs: Tensor, learnt: bool | None = None, independent: bool = True) -> Bound:
         """Evaluates the estimator and says what may be claimed of the value.
 
         Arguments:
             *inputs: of `value`, from held-out pairs: scores or log-conditionals, then a baseline, log-ratio or
                 log-marginal; of `KSG` the pairs, x and y.
             learnt: whether a conditional is a model, or the true one; asked for where the claim rests on it.
+            independent: as in `contrastive.infonce_bound`: of negatives that share a cause with the anchor nothing
+                bounds.
 
         Returns:
             Value, cap, status, direction and reason. K is the number of columns; where candidates are absent,
@@ -120,15 +125,16 @@ class Estimator:
             ValueError: as the estimator, and as `claim`.
         """
         value = float(self.value(*(given.detach().double() for given in inputs)))
-        return self.claim(value, inputs[0].shape[-1], learnt=learnt)
+        return self.claim(value, inputs[0].shape[-1], learnt=learnt, independent=independent)
 
-    def claim(self, value: float, pairs: int, *, learnt: bool | None = None) -> Bound:
+    def claim(self, value: float, pairs: int, *, learnt: bool | None = None, independent: bool = True) -> Bound:
         """Says what may be claimed of a value of batches of K pairs.
 
         Arguments:
             value: the estimate.
             pairs: K.
             learnt: as in `bound`.
+            independent: as in `bound`.
 
         Returns:
             As `bound`.
@@ -141,9 +147,11 @@ class Estimator:
                 f"{self.name}: say whether the conditional is the true one (learnt=False: an {self.direction} bound) "
                 "or a model of it (learnt=True: none)"
             )
-        lost = self.exact and learnt
-        direction = "neither" if lost else self.direction
-        why = "the conditional is learnt, and nothing bounds" if lost else self.why
+        direction, why = self.direction, self.why
+        if self.exact and learnt:
+            direction, why = "neither", "the conditional is learnt, and nothing bounds"
+        elif self.negatives and not independent:
+            direction, why = "neither", DEPENDENT
         return Bound(
             value=value,
             cap=self.cap(pairs),
@@ -316,17 +324,18 @@ def interpolated_at(alpha: float) -> Estimator:
     )
 
 
-def barber_agakov_with(entropy: float) -> Estimator:
+def barber_agakov_with(entropy: float, *, known: bool = True) -> Estimator:
     """The bound of Barber and Agakov, of a y whose entropy is known.
 
     Arguments:
         entropy: h(Y) in nats, in the units of y as it is given. (Where `estimate_mi` standardises its columns, it
             counts the scales.)
+        known: False where the entropy is itself an estimate: then nothing bounds.
     """
     return Estimator(
         name="Barber-Agakov",
         formula=r"h(Y) + \operatorname{mean}_i \log q(y_i | x_i)",
-        direction="lower",
+        direction="lower" if known else "neither",
         optimum="q = p(y|x)",
         cap=_none,
         variance="that of the mean log-density",
@@ -334,9 +343,12 @@ def barber_agakov_with(entropy: float) -> Estimator:
             "Barber and Agakov, 2003",
             "https://proceedings.neurips.cc/paper/2003/hash/a6ea8471c120fe8cc35a2954c9b9c595-Abstract.html",
         ),
-        why="a lower bound for any model of y given x, where h(Y) is known",
+        why="a lower bound for any model of y given x, where h(Y) is known"
+        if known
+        else "h(Y) is an estimate, and nothing bounds",
         value=lambda log_conditional: barber_agakov(log_conditional, entropy=entropy),
         arguments=OwnConditional,
+        negatives=False,
     )
 
 
@@ -405,6 +417,7 @@ VARIATIONAL_UPPER = Estimator(
     arguments=OwnConditionalAndNormal,
     objective=lambda: lambda log_conditional, log_marginal: log_conditional.mean(),
     exact=True,
+    negatives=False,
 )
 
 KSG = Estimator(

@@ -102,14 +102,21 @@ def estimate_mi(
     r"""Estimates the mutual information of paired samples by training a critic.
 
     The pairs are split at random in three: the critic is trained on the first part, the step at which it is judged is
-    chosen on the second, and the estimate comes from the third, in batches of the size that it was trained with.
+    chosen on the second, and the estimate comes from the third, in B batches of the size that it was trained with:
+
+    .. math::
+        \hat I = \frac1B \sum_b \hat I_{est}(f(x_b, y_b)), \qquad
+        f = \arg\max_f \mathbb{E}\, \hat I_{est}(f(x, y)) \text{, approximately}
+
+    with the estimator's formula (`Estimator.formula`), in nats, and the 95 % t-interval of the mean over batches.
 
     Arguments:
         x: independent samples, one row each; further dimensions are flattened.
         y: what was drawn together with x, row by row.
         estimator: of `contrastive.catalogue`.
         critic: ``(x [K, dx], y [K, dy]) -> scores [K, K]``, trained in place; for estimators of a conditional a model
-            of :math:`\log p(y_j|x_i)`. None: `contrastive.arguments.default_critic`, or a Gaussian conditional.
+            of :math:`\log p(y_j|x_i)`. It sees standardised columns, see `standardise`. None:
+            `contrastive.arguments.default_critic`, or a Gaussian conditional.
         steps: at most.
         pairs: K, of a batch in training and in evaluation. InfoNCE cannot read more than log K.
         lr: of Adam.

@@ -136,7 +136,18 @@ class Mine(nn.Module):
         scores: Float[Tensor, "anchors candidates"],
         targets: Int[Tensor, " anchors"] | Bool[Tensor, "anchors candidates"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Moves the average and returns what has the corrected gradient, to be maximised."""
+        r"""Moves the average (in training) and computes :math:`m - e^{\ell} / a`, to be maximised, as above.
+
+        Arguments:
+            scores: as in `donsker_varadhan`.
+            targets: as in `donsker_varadhan`.
+
+        Returns:
+            What has the corrected gradient; no estimate: `donsker_varadhan` of the trained critic is.
+
+        Raises:
+            ValueError: as `donsker_varadhan`; the average then stays what it was.
+        """
         cells = _cells("Mine", scores, targets)
         log_marginal = cells.log_marginal()
         now, before = log_marginal.detach(), self.log_average.to(log_marginal)
@@ -248,7 +259,7 @@ def tuba(
         The estimate; :math:`-\infty` where the exponential leaves the floats.
 
     Raises:
-        ValueError: as `donsker_varadhan`, and for a baseline of another length.
+        ValueError: as `donsker_varadhan`, and for a baseline of another length or that is not finite.
 
     Example:
         >>> tuba(torch.ones(3, 3), log_baseline=torch.ones(3))
@@ -287,7 +298,7 @@ def interpolated(
 
     Raises:
         ValueError: for a matrix that is not square, has fewer than two rows or an absent candidate, for values that are
-            not finite, an alpha outside [0, 1] and a baseline of another length.
+            not finite, an alpha outside [0, 1] and a baseline of another length or that is not finite.
 
     Example:
         >>> interpolated(5 * torch.eye(3), alpha=1.0, log_baseline=torch.zeros(3))  # at most log 2
@@ -474,7 +485,7 @@ def flo(scores: Float[Tensor, "pairs pairs"], *, log_ratio: Float[Tensor, " pair
 
     Raises:
         ValueError: for a matrix that is not square, has fewer than two rows or an absent candidate, for values that are
-            not finite, and a log-ratio of another length.
+            not finite, and a log-ratio of another length or that is not finite.
 
     Example:
         >>> flo(torch.zeros(3, 3), log_ratio=torch.zeros(3))
@@ -509,7 +520,8 @@ def barber_agakov(log_conditional: Float[Tensor, " pairs"], *, entropy: float) -
         The estimate.
 
     Raises:
-        ValueError: for log-conditionals that are not a vector of floating-point numbers, and an infinite entropy.
+        ValueError: for log-conditionals that are no vector of at least one floating-point number, that hold NaN or
+            +inf, and for an entropy that is not finite.
 
     Example:
         >>> barber_agakov(torch.tensor([-0.5, -1.5]), entropy=3.0)
@@ -544,7 +556,7 @@ def variational_upper(
         The estimate.
 
     Raises:
-        ValueError: for vectors of different lengths, or not of floating-point numbers.
+        ValueError: for vectors of different lengths, empty or not of floating-point numbers, that hold NaN or +inf.
 
     Example:
         >>> variational_upper(torch.tensor([-0.5, -1.5]), torch.tensor([-3.0, -3.0]))

@@ -216,6 +216,9 @@ class TestNwj:
         bound = nwj_bound(scores, targets)
         assert bound.value == pytest.approx(references.nwj(scores, targets), abs=1e-13)
         assert (bound.status, bound.cap) == ("bound", INF)
+        dependent = nwj_bound(scores, targets, independent=False)
+        assert (dependent.value, dependent.status, dependent.direction) == (bound.value, "not a bound", "neither")
+        assert "not independent" in dependent.reason
 
     def test_large_scores(self):
         scores = torch.full((4, 4), -1e4).fill_diagonal_(1e4)

@@ -917,6 +917,24 @@ class TestCatalogue:
         assert barber_agakov_with(3.0).bound(p[0]).value == pytest.approx(3.0 + float(p[0].double().mean()), abs=1e-12)
         assert infonce_bound(p, independent=False).direction == "neither"
 
+    @pytest.mark.parametrize("estimator", EVERY, ids=lambda e: e.name)
+    def test_dependent_negatives_take_the_claim_away(self, estimator):
+        found = estimator.claim(1.0, 8, learnt=False, independent=False)
+        if estimator.negatives:
+            assert (found.direction, found.status, found.value) == ("neither", "not a bound", 1.0)
+            assert "not independent" in found.reason or estimator.direction == "neither"
+        else:  # a mean over pairs alone has no negatives
+            assert found == estimator.claim(1.0, 8, learnt=False)
+        assert estimator.negatives == (estimator.name not in ("Barber-Agakov", "variational upper bound"))
+
+    def test_an_estimated_entropy_takes_the_claim_away(self):
+        log_conditional = torch.tensor([-0.5, -1.5])
+        known, estimated = (barber_agakov_with(3.0, known=known).bound(log_conditional) for known in (True, False))
+        assert (known.direction, known.status) == ("lower", "bound")
+        assert (estimated.direction, estimated.status) == ("neither", "not a bound")
+        assert known.value == estimated.value == 2.0
+        assert "estimate" in estimated.reason
+
 
 class TestThePage:
     """docs/estimators.md: a row for every estimator, with the catalogue's claim, and links to tests that exist."""
