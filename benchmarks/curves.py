@@ -33,6 +33,7 @@ class Panel:
         by: keys of the configuration that tell curves apart.
         level: a horizontal line, a number or the name of a figure, and what it is called.
         log: whether the vertical axis is logarithmic.
+        parts: names of the lines of a curve that holds several heights a point.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Panel:
     by: tuple[str, ...] = ()
     level: tuple[float | str, str] | None = None
     log: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def holds(config: Config, where: Config) -> bool:
@@ -116,8 +118,9 @@ def _paint(
             ax.fill_between(longest, mean - spread, mean + spread, where=shown, color=colour, alpha=0.2, linewidth=0)
             tops += (mean + spread)[shown].tolist()
         else:
-            for column in range(mean.shape[1]):
-                ax.plot(longest, mean[:, column], marker=".", color=f"C{column}")
+            for column in reversed(range(mean.shape[1])):  # the legend from top to bottom, as the lines lie
+                told = panel.parts[column] if panel.parts else None
+                ax.plot(longest, mean[:, column], marker=".", color=f"C{column}", label=told)
     if panel.level is not None:
         value = panel.level[0]
         known = [row[value] for row in rows if isinstance(value, str) and row.get(value) is not None]
@@ -127,6 +130,7 @@ def _paint(
             tops.append(height)
     ax.set(title=panel.title, xlabel="iteration", ylabel=panel.label)
     ax.title.set_fontsize(10)
+    ax.locator_params(axis="x", nbins=5)  # five digits each: more of them run into each other
     if in_nats and tops and ax.get_ylim()[0] < LOWEST_NATS:
         # I_NWJ may start anywhere below; what it comes to is what the figure is for. (The margin of matplotlib is a
         # share of all heights, those below too.)

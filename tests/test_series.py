@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from chromium import Browser, find_chromium
+from rich.progress import TimeRemainingColumn
 
 from benchmarks import curves, lines, pages, series
 from benchmarks.under_way import UnderWay, kept
@@ -40,6 +41,14 @@ def test_what_starts_far_below_does_not_flatten_the_rest():
     assert ax.get_ylim()[0] > curves.LOWEST_NATS  # nothing is cut off where nothing is far below
     (ax,) = axes_of([row("nwj", 0, [-400.0, -300.0])], NATS)
     assert ax.get_ylim()[0] < -400  # nothing would be left
+
+
+def test_lines_of_one_curve_are_named_as_they_lie():
+    rows = [row("first", 0, [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])]
+    (ax,) = axes_of(rows, curves.Panel("spread", "bound", "log10", {}, parts=("low", "middle", "high")))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["high", "middle", "low"]
+    heights = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+    assert heights == {"high": [2.0, 3.0], "middle": [1.0, 2.0], "low": [0.0, 1.0]}
 
 
 def test_an_arm_has_one_colour_in_every_panel():
@@ -139,6 +148,33 @@ def test_a_full_disk_leaves_no_half_a_line(tmp_path, monkeypatch):
         lines.append(path, {"a": 2})
     monkeypatch.undo()
     assert lines.read(path) == [{"a": 1}]
+
+
+def test_the_bar_counts_by_what_runs_cost(tmp_path, monkeypatch):
+    """So that the time left is of what is left: a run of three seconds is three of one."""
+    bars = []
+
+    class Bar(series.Progress):
+        def __init__(self, *columns, **named):
+            super().__init__(*columns, **named)
+            bars.append(self)
+
+    monkeypatch.setattr(series, "Progress", Bar)
+    seen = []
+
+    def work(tick):
+        tick(0.5)
+        (task,) = bars[-1].tasks
+        seen.append((task.description, task.completed, task.total))
+        return {}
+
+    asked = [series.Run("t", {"arm": cost}, 0, work, cost=cost, told=f"arm {cost:g}") for cost in (1.0, 3.0, 2.0)]
+    series.perform(asked[:1], tmp_path / "lines.jsonl")
+    assert seen == [("t, seed 0: arm 1", 0.5, 1.0)]
+    series.perform(asked, tmp_path / "lines.jsonl")  # of what is missing alone
+    assert seen[1:] == [("t, seed 0: arm 3", 1.5, 5.0), ("t, seed 0: arm 2", 4.0, 5.0)]
+    assert any(isinstance(column, TimeRemainingColumn) for column in bars[-1].columns)
+    assert bars[-1].finished
 
 
 def test_a_missing_file_is_a_finding(tmp_path):

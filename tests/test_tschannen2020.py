@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import curves, series
+from benchmarks.tschannen2020 import __main__ as everything
 from benchmarks.tschannen2020 import (
     adversarial,
     architectures,
@@ -101,6 +102,25 @@ def test_a_file_of_another_version_is_refused(tmp_path):
     (tmp_path / "lines.jsonl").write_text("no json\n")
     with pytest.raises(InputError, match="is no results file"):
         runs.perform([sampling.EXPERIMENT], options(tmp_path))
+
+
+def test_the_commands_run_and_write_what_they_say(tmp_path, monkeypatch, capsys):
+    given = ["--preset", "smoke", "--data", "made-up", "--quiet", "--results", str(tmp_path / "lines.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["sampling", *given])
+    runs.main(sampling.EXPERIMENT)
+    told = capsys.readouterr().out
+    assert told.startswith("## Figure 4c")
+    assert "| nwj, dependent | 1 |" in told
+    written = (tmp_path / "lines.jsonl").read_text()
+    assert len(written.splitlines()) == len(sampling.plan("smoke", "paper", "made-up"))
+    folder = tmp_path / "page"
+    monkeypatch.setattr(sys, "argv", ["all", *given, "--only", "sampling", "--folder", str(folder)])
+    everything.main()
+    assert capsys.readouterr().out.split() == [str(folder / "report.html")]
+    assert (tmp_path / "lines.jsonl").read_text() == written  # it was there already
+    page = (folder / "report.html").read_text()
+    assert sampling.EXPERIMENT.title in page
+    assert (folder / "sampling.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):

@@ -26,6 +26,7 @@ from contrastive.encoders import truncated_normal_
 from contrastive.estimators import infonce
 
 BATCH, DIM, SEEDS = 128, 392, 20
+PEERS = ("torch", "scikit-learn", "zuko")
 HOURS, CORES = 2.0, 2
 ALONE, ROUNDED = "the products alone", "in bfloat16"
 Step = Callable[[], object]
@@ -327,7 +328,7 @@ def main() -> None:
     if options.data_root is not None:
         rows += compare("linear probe, 60,000 x 392", probes(data), Goal(4), options.seconds, at_least=3)
     rows.append(projection(data, options.seconds))
-    write(rows, options.json, context(options.threads))
+    write(rows, options.json, context(options.threads, PEERS))
     show(rows, f"the paper's experiments, {options.threads} threads")
 
 

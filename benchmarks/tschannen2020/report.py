@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import lines, pages
 from benchmarks.curves import figure
-from benchmarks.tschannen2020.claims import by_converged_probe, figure_of, in_words, short
+from benchmarks.tschannen2020.claims import NEAR, by_converged_probe, figure_of, in_words, short
 from benchmarks.tschannen2020.runs import Config, Experiment
 from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
 
@@ -124,12 +124,31 @@ def _others(rows: Sequence[Row]) -> str:
         exact = max(row["inverse_error_float64"] for row in rows)
         kept = "within" if worst <= INVERSE_TOLERANCE else "ABOVE"
         words.append(f"inverse off by {worst:.1e} at most ({kept} tolerance), at the end in float64 by {exact:.1e}")
+    if any(row["config"].get("target") for row in rows):
+        words.append(_met(rows))
     if any("median_log10_condition" in row for row in rows):
         words.append(f"median log10 condition {_mean(rows, 'median_log10_condition')}")
     if any("mined_status" in row for row in rows):
         status = " / ".join(sorted({row["mined_status"] for row in rows if "mined_status" in row}))
         words.append(f"mined loss: {status}, value {_mean(rows, 'mined_bound')}; I_EST is the honest bound")
     return "; ".join(words)
+
+
+def _met(rows: Sequence[Row]) -> str:
+    """At which evaluation I_EST in training was within `NEAR` of the target for the first time, seed by seed."""
+    steps = [
+        next(
+            (
+                step
+                for step, height in zip(row["curves"]["iteration"], row["curves"]["train_bound"], strict=True)
+                if height is not None and abs(height - row["config"]["target"]) <= NEAR
+            ),
+            None,
+        )
+        for row in sorted(rows, key=lambda row: row["seed"])
+    ]
+    told = ", ".join("never" if step is None else f"{step:,}" for step in steps)
+    return "target never met" if set(steps) == {None} else f"target met at iteration {told}"
 
 
 def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
