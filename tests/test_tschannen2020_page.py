@@ -11,6 +11,7 @@ from benchmarks.tschannen2020 import (
     __main__ as everything,
 )
 from benchmarks.tschannen2020 import (
+    architectures,
     claims,
     critics,
     invertible,
@@ -266,6 +267,23 @@ def test_an_estimate_that_ends_below_0_is_listed():
     assert expected in report.told_troubles(rows)[0]
     rows[0]["config"] = {**rows[0]["config"], "objective": "labels"}  # which has no estimate
     assert len(report.told_troubles(rows)) == 1
+
+
+def test_when_a_target_was_met():
+    """At the first evaluation that is within a tenth of a nat of it, seed by seed."""
+    config = next(row for row in architectures.EXPERIMENT.plan("quick", "paper", "mnist") if row["target"] == 2.0)
+
+    def run(seed, *heights):
+        curves = {"iteration": [1000 * i for i in range(len(heights))], "train_bound": list(heights)}
+        return {**line(seed, "concat", heights[-1], 0.5, curves=curves), "config": config}
+
+    rows = [run(1, 0.5, 1.95, 0.0), run(0, None, 2.3, 2.09), run(2, 0.5, 1.89)]
+    (cell,) = [row[-2] for row in report.arms(rows)[1:]]
+    assert cell == "target met at iteration 2,000, 1,000, never"
+    assert report.arms(rows[2:])[1][-2] == "target never met"
+    diverged = {**run(3, 1.0), "status": "diverged"}
+    assert report.arms([*rows, diverged])[1][-2] == cell
+    assert report.arms([line(0, "concat", 1.0, 0.5)])[1][-2] == ""  # no target
 
 
 def test_what_both_pages_say_of_a_claim():
