@@ -243,7 +243,7 @@ def permission():
 
 @pytest.mark.parametrize("products", ["float32", "bfloat16"])
 def test_steps_may_round_and_measures_may_not(products):
-    halves, seen = data.load("made-up", None), set()
+    halves, seen, before = data.load("made-up", None), set(), permission()
 
     def look(module, _):
         if isinstance(module, MLP):
@@ -257,7 +257,7 @@ def test_steps_may_round_and_measures_may_not(products):
     with torch.nn.modules.module.register_module_forward_pre_hook(look):
         assert training.train(setting, halves, 0)["status"] == "ok"
     assert seen == {(True, rounds, True), (False, False, True)}
-    assert permission() == "none"
+    assert permission() == before
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "convnet", "realnvp"])

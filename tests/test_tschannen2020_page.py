@@ -177,7 +177,8 @@ def test_the_page_keeps_budgets_and_products_apart():
     before, _, after = reproduction.page(rows).partition("## With the paper's iterations")
     text = "accuracy by I_NCE after training above the start"
     assert f"| {text} | +0.0100 ± 0.0000 (2): reproduced | +0.0600 (1): not tested (one seed) |" in before
-    assert "1 are there; each on one core, they took 0.5 hours of its time, 0.6 by the clock" in " ".join(after.split())
+    told = "1 are there: 0.5 hours of processor time, one core a run, 0.6 by the clock if one followed another"
+    assert told in " ".join(after.split())
     assert "| invertible | realnvp | nce | accuracy | +0.0200 | +0.0200 to +0.0200 | 2 |" in after
     assert "| invertible | realnvp | nwj |" not in after
 
