@@ -51,7 +51,14 @@ PANELS = tuple(
     )
 )
 CLAIMS = tuple(
-    Claim(3, f"I_{objective.upper()}: {text} grows with training", figure, {"objective": objective}, start)
+    Claim(
+        3,
+        f"I_{objective.upper()}: {text} grows with training",
+        figure,
+        {"objective": objective},
+        start,
+        main=figure == "median_log10_condition",
+    )
     for objective in ("nce", "nwj")
     for text, figure, start in (
         ("the median of log10 of the condition number", "median_log10_condition", "start_median_log10_condition"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import lines, pages
 from benchmarks.curves import figure
-from benchmarks.tschannen2020.claims import NEAR, by_converged_probe, figure_of, in_words, short
+from benchmarks.tschannen2020.claims import NEAR, figure_of, in_words, short, twins
 from benchmarks.tschannen2020.runs import Config, Experiment
 from benchmarks.tschannen2020.training import INVERSE_TOLERANCE
 
@@ -39,10 +39,14 @@ def told_troubles(rows: Sequence[Row]) -> list[str]:
         rows: lines of experiments.
     """
     return [
-        f"{row['status'].replace('ok', 'astray')}: {_arm(row['config'])}, seed {row['seed']}: {_why(row)}"
+        f"{row['status'].replace('ok', 'astray')}: {_arm(row['config'])}{_in(row)}, seed {row['seed']}: {_why(row)}"
         for row in rows
         if row["status"] != "ok" or _below_zero(row)
     ]
+
+
+def _in(row: Row) -> str:
+    return ", products in bfloat16" if row["config"].get("products") == "bfloat16" else ""
 
 
 def _below_zero(row: Row) -> list[str]:
@@ -154,11 +158,10 @@ def _met(rows: Sequence[Row]) -> str:
 def _claims(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     table = [["claim", "what", "difference", "95 % interval", "seeds", "verdict"]]
     for claim in experiment.claims:
-        for each in (claim, by_converged_probe(claim)):
-            if each is not None:
-                found, middle, interval, words = in_words(each, rows)
-                number, count = str(claim.number or "beyond"), str(len(found.values))
-                table.append([number, each.text, middle, interval, count, words])
+        for each in twins(claim):
+            found, middle, interval, words = in_words(each, rows)
+            number, count = str(claim.number or "beyond"), str(len(found.values))
+            table.append([number, each.text, middle, interval, count, words])
     return table
 
 

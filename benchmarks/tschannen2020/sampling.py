@@ -135,6 +135,7 @@ CLAIMS = tuple(
         TRUE,
         "positive" if sampling == "dependent" else "not positive",
         0.0 if sampling == "dependent" else MONTE_CARLO,
+        main=sampling == "dependent",
     )
     for sampling in ("dependent", "independent")
     for objective in ("nce", "nwj")
