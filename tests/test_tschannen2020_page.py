@@ -116,6 +116,18 @@ def test_lines_stand_in_the_order_of_the_plan():
     assert len(reproduction._ordered(rows, {"": plan})) == 2
 
 
+def test_tables_of_another_data_set_have_no_figures():
+    rows = [line(0, "concat", 1.0, 0.5), line(0, "concat", 2.0, 0.6)]
+    rows[1]["config"] = {**rows[1]["config"], "data": "fashion-mnist"}
+    here, there = reproduction._levels(rows, "quick"), reproduction._levels(rows, "quick", "fashion-mnist")
+    assert "| mnist, mlp, concat, nwj | 1 | 0.5000 |" in here
+    assert "(tschannen2020/critics.png)" in here
+    assert "fashion" not in here
+    assert "| fashion-mnist, mlp, concat, nwj | 1 | 0.6000 |" in there
+    assert "png" not in there
+    assert "| mnist" not in there
+
+
 def test_troubled_runs_are_told_with_preset_and_products():
     rounded = {**line(3, "concat", -3.0, 0.5)["config"], "products": "bfloat16"}
     row = line(3, "concat", -3.0, 0.5, curves={"iteration": [], "test_bound": []}) | {"config": rounded}
@@ -374,6 +386,11 @@ def test_parts_with_lost_runs_are_told_of_in_the_outlook(monkeypatch):
     parts = [
         (claim, claims.Differences((0.1, -0.1, 0.15)), "undecided (the interval contains 0)"),
         (claim, claims.Differences((0.1, 0.1), lost=1), "undecided (1 lost)"),
+        (
+            dataclasses.replace(claim, condition=True),
+            claims.Differences((0.1, -0.1)),
+            "undecided (the interval contains 0)",
+        ),
     ]
     monkeypatch.setattr(reproduction, "_verdicts", lambda number, rows, preset: parts if number == 1 else [])
     assert reproduction._outlook([]).startswith("of 2 undecided parts at quick 1 would be undecided, 1 have lost runs")
