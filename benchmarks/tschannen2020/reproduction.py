@@ -348,8 +348,9 @@ def _levels(rows: Sequence[Row], preset: str, data: str | None = None) -> str:
     """Of every experiment what its arms came to, and its figure; without one on another data set than the paper's."""
     parts = []
     for name, experiment in EXPERIMENTS.items():
-        own = [row for row in rows if row["config"].get("data") == data and row["experiment"] == name]
-        own = own if data else _shown(rows, name)
+        own = _shown(rows, name)
+        if data:  # figure 4c, which has no images, is on no other
+            own = [row for row in rows if row["experiment"] == name and row["config"].get("data") == data]
         if own:
             picture = f"![{experiment.title}]({FIGURES.name}/{_picture(name, preset)})"
             parts += [
